@@ -1,0 +1,339 @@
+"""The manifest: every fact of a bundle, typed. `docs/bundle.md` explains it field by field."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pcrun.errors import BundleError
+from pcrun.preprocess import PreprocessSpec
+from pcrun.records import RecordError, from_mapping, to_jsonable
+
+SCHEMA_VERSION = 1
+METHOD = "patchcore"
+
+MANIFEST_NAME = "manifest.json"
+EMBEDDER_NAME = "embedder.onnx"
+MEMORY_BANK_NAME = "memory_bank.npy"
+INDEX_NAME = "memory_bank.hnsw"
+NEIGHBOURS_NAME = "neighbours.npy"
+SAMPLES_NAME = "samples/expected.json"
+REPORT_NAME = "report.html"
+
+IMAGE_SCORES = ("max", "reweighted")
+AGGREGATIONS = ("locally_aware", "reference")
+_MAX_COUNT = 2**31 - 1
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the bundle: its SHA-256 (hex) and its size."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """What the bundle was built from.
+
+    Attributes:
+        name: the data folder's own name (no path).
+        layout: how the folder was read, for example "mvtec".
+        images_bank: normal images whose patches were candidates for the memory bank.
+        images_held_out: normal images kept aside for the threshold.
+        images_skipped: unreadable images left out (each was named during the build).
+        content_sha256: SHA-256 over the names and bytes of all normal images, in order.
+        config: the complete build configuration.
+    """
+
+    name: str
+    layout: str
+    images_bank: int
+    images_held_out: int
+    images_skipped: int
+    content_sha256: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """What `embedder.onnx` computes.
+
+    Attributes:
+        backbone, layers: the network and the feature maps used, in the order of concatenation.
+        weights_source, weights_sha256: where the weights came from; the hash of that file where there was
+            one.
+        aggregation: "locally_aware" (pool, upsample, concatenate) or "reference" (1024-d, original
+            repository).
+        neighbourhood: side of the square average over which a patch is locally aware.
+        grid_height, grid_width: patches per image; row-major in the output.
+        dim: length of a patch embedding.
+        batch: images per call; None when any number is accepted.
+        precision: arithmetic of the graph.
+        mean_rgb, std_rgb: normalisation of images in [0, 1], for information: it is inside the graph.
+        opset: ONNX opset of the graph.
+    """
+
+    backbone: str
+    layers: tuple[str, ...]
+    weights_source: str
+    weights_sha256: str | None
+    aggregation: str
+    neighbourhood: int
+    grid_height: int
+    grid_width: int
+    dim: int
+    batch: int | None
+    precision: str
+    mean_rgb: tuple[float, ...]
+    std_rgb: tuple[float, ...]
+    opset: int
+    input_name: str = "image"
+    output_name: str = "patch_embeddings"
+
+    def __post_init__(self) -> None:
+        _require(self.aggregation in AGGREGATIONS, f"aggregation must be one of {AGGREGATIONS}")
+        for name in ("grid_height", "grid_width", "dim"):
+            _require(1 <= getattr(self, name) <= 65536, f"{name} must be 1..65536, got {getattr(self, name)}")
+        _require(
+            self.batch is None or 1 <= self.batch <= 4096, f"batch must be 1..4096 or null, got {self.batch}"
+        )
+
+    @property
+    def patches(self) -> int:
+        """Patch embeddings per image."""
+        return self.grid_height * self.grid_width
+
+
+@dataclass(frozen=True)
+class CoresetSpec:
+    """How the memory bank's rows were chosen from `candidates` patch embeddings.
+
+    `covering_radius` is the largest L2 distance from a candidate to its nearest chosen one, measured in the
+    projected space of `projection_dim` dimensions (null for `random`).
+    """
+
+    method: str
+    candidates: int
+    projection_dim: int
+    seed: int
+    covering_radius: float | None
+
+
+@dataclass(frozen=True)
+class IndexSpec:
+    """Parameters of the HNSW index; `ef` of a search is in `search`, hnswlib does not store it."""
+
+    m: int
+    ef_construction: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class MemoryBankSpec:
+    """The memory bank: `count` float32 rows of length `dim`; distances are Euclidean ("l2")."""
+
+    count: int
+    dim: int
+    coreset: CoresetSpec
+    index: IndexSpec | None
+    space: str = "l2"
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.count <= _MAX_COUNT, f"count must be 1..{_MAX_COUNT}, got {self.count}")
+        _require(1 <= self.dim <= 65536, f"dim must be 1..65536, got {self.dim}")
+        _require(self.space == "l2", f"space must be 'l2', got {self.space!r}")
+
+
+@dataclass(frozen=True)
+class SearchMeasurement:
+    """HNSW against exact search on normal images at one `ef`, before any verification.
+
+    Attributes:
+        recall_at_1: share of patches whose nearest entry was found.
+        worst_image_score_error: largest relative excess of an unverified image score over the exact one.
+    """
+
+    ef: int
+    recall_at_1: float
+    worst_image_score_error: float
+
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """Search settings of the bundle and what was measured for them."""
+
+    ef: int
+    measured: tuple[SearchMeasurement, ...]
+    images: int
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.ef <= 65536, f"ef must be 1..65536, got {self.ef}")
+
+
+@dataclass(frozen=True)
+class ThresholdSpec:
+    """A threshold chosen from normal images alone.
+
+    Attributes:
+        value: in L2 units; larger scores are anomalous.
+        method: "holdout" or "kfold".
+        images: normal images scored.
+        rank: the threshold is the `rank`-th smallest of their scores.
+        false_alarm_rate_requested: what was asked for.
+        false_alarm_rate_expected: (images + 1 - rank) / (images + 1), what a new normal image has on average.
+        false_alarm_rate_upper_95: with 95 % confidence the rate is not above this.
+    """
+
+    value: float
+    method: str
+    images: int
+    rank: int
+    false_alarm_rate_requested: float
+    false_alarm_rate_expected: float
+    false_alarm_rate_upper_95: float
+
+
+@dataclass(frozen=True)
+class ScoringSpec:
+    """From patch distances to a verdict.
+
+    Attributes:
+        image_score: "max" or "reweighted" (Eq. 7 of Roth et al. 2022).
+        neighbours: b of Eq. 7; entries per row of neighbours.npy; 0 for "max".
+        map_sigma_px: Gaussian smoothing of the anomaly map, in input pixels.
+        threshold: for the image score.
+        pixel_threshold: for the anomaly map; chosen from the maps' maxima on the same images.
+    """
+
+    image_score: str
+    neighbours: int
+    map_sigma_px: float
+    threshold: ThresholdSpec | None = None
+    pixel_threshold: ThresholdSpec | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.image_score in IMAGE_SCORES, f"image_score must be one of {IMAGE_SCORES}")
+        _require(
+            (self.neighbours > 0) == (self.image_score == "reweighted"),
+            "neighbours belong to 'reweighted' alone",
+        )
+        _require(0 <= self.map_sigma_px <= 256, f"map_sigma_px must be 0..256, got {self.map_sigma_px}")
+
+
+@dataclass(frozen=True)
+class ParitySpec:
+    """The traced network in PyTorch against `embedder.onnx` in onnxruntime, on normal images.
+
+    `max_relative_error` is the largest ||a - b|| / ||a|| over all patches; `tolerance` is what the build
+    accepted.
+    """
+
+    images: int
+    max_absolute_error: float
+    max_relative_error: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class AccuracySpec:
+    """Measured with the finished bundle through the runtime, where the data hold labelled test images."""
+
+    images_normal: int
+    images_defective: int
+    image_auroc: float
+    false_alarms: int
+    misses: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle says of itself (manifest.json)."""
+
+    name: str
+    files: dict[str, FileEntry]
+    created_by: dict[str, str]
+    source: SourceSpec
+    preprocess: PreprocessSpec
+    embedding: EmbeddingSpec
+    memory_bank: MemoryBankSpec
+    search: SearchSpec
+    scoring: ScoringSpec
+    parity: ParitySpec | None = None
+    accuracy: AccuracySpec | None = None
+    schema_version: int = SCHEMA_VERSION
+    method: str = METHOD
+
+    def __post_init__(self) -> None:
+        _require(
+            self.embedding.dim == self.memory_bank.dim,
+            f"embedding.dim is {self.embedding.dim} but memory_bank.dim is {self.memory_bank.dim}",
+        )
+        for name in self.required_files():
+            _require(name in self.files, f"files does not list {name}")
+
+    def required_files(self) -> tuple[str, ...]:
+        """Names of the files without which this bundle cannot be used."""
+        names = [EMBEDDER_NAME, MEMORY_BANK_NAME]
+        if self.memory_bank.index is not None:
+            names.append(INDEX_NAME)
+        if self.scoring.image_score == "reweighted":
+            names.append(NEIGHBOURS_NAME)
+        return tuple(names)
+
+
+def manifest_to_json(manifest: Manifest) -> bytes:
+    """Serialise, with sorted keys, so that equal manifests are equal bytes."""
+    text = json.dumps(to_jsonable(manifest), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Parse and check manifest.json.
+
+    Raises:
+        BundleError: not JSON, a newer schema, another method, or any key that is unknown, missing or of a
+            wrong type.
+    """
+    try:
+        raw = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST_NAME} is not valid JSON ({error}). Copy the bundle again.") from error
+    if not isinstance(raw, dict):
+        raise BundleError(f"{MANIFEST_NAME} holds no JSON object. Copy the bundle again.")
+    _check_version(raw)
+    try:
+        return from_mapping(Manifest, raw, where="manifest")
+    except RecordError as error:
+        raise BundleError(
+            f"{MANIFEST_NAME} does not fit schema {SCHEMA_VERSION}: {error}. {_REBUILD}"
+        ) from error
+
+
+_REBUILD = "Run `pcexport build` again."
+
+
+def _check_version(raw: dict[str, Any]) -> None:
+    version = raw.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise BundleError(
+            f"{MANIFEST_NAME} has schema_version {version!r}, expected a whole number. {_REBUILD}"
+        )
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"The bundle has schema version {version}, this runtime reads up to {SCHEMA_VERSION}. "
+            "Upgrade patchcore-edge on this machine."
+        )
+    if raw.get("method") != METHOD:
+        raise BundleError(
+            f"The bundle's method is {raw.get('method')!r}, this runtime knows {METHOD!r}. {_REBUILD}"
+        )
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number a manifest may hold")

@@ -1,0 +1,76 @@
+"""Pictures for people: the anomaly map over the image, with regions and verdict."""
+
+import cv2
+import numpy as np
+
+from pcrun.preprocess import PreprocessSpec, map_on_original
+from pcrun.result import AnomalyResult
+from pcrun.types import FloatArray, UInt8Array
+
+_NORMAL_BGR = (80, 175, 76)
+_ANOMALOUS_BGR = (60, 60, 235)
+_MAX_OPACITY = 0.6
+
+
+def draw_overlay(image_bgr: UInt8Array, result: AnomalyResult, spec: PreprocessSpec) -> UInt8Array:
+    """Draw a result over its image.
+
+    The colour runs from half the pixel threshold (transparent) to one and a half times it (red), so that
+    equal colours mean equal scores on every image; an image's own range would paint a normal one red
+    somewhere.
+
+    Args:
+        image_bgr: (height, width, 3) uint8, the image that was scored.
+        result: its result.
+        spec: the bundle's preprocessing.
+
+    Returns:
+        (height, width, 3) uint8 BGR, a new image.
+    """
+    full_map = map_on_original(result.anomaly_map, image_bgr.shape[:2], spec)
+    blended = _blend(image_bgr, _relative_heat(full_map, result.pixel_threshold))
+    colour = _ANOMALOUS_BGR if result.is_anomalous else _NORMAL_BGR
+    line = max(1, round(min(image_bgr.shape[:2]) / 250))
+    for region in result.regions:
+        corner = (region.x + region.width - 1, region.y + region.height - 1)
+        cv2.rectangle(blended, (region.x, region.y), corner, _ANOMALOUS_BGR, line)
+    return _with_caption(blended, result, colour, line)
+
+
+def map_as_uint16(
+    anomaly_map: FloatArray, full_scale: float
+) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint16]]":
+    """Scale a map to 16 bits: 0 is 0, 65535 is `full_scale` (L2 units) and above."""
+    scaled = np.clip(np.nan_to_num(anomaly_map) / full_scale, 0, 1) * 65535
+    levels: np.ndarray[tuple[int, ...], np.dtype[np.uint16]] = np.rint(scaled).astype(np.uint16)
+    return levels
+
+
+def _relative_heat(full_map: FloatArray, pixel_threshold: float) -> FloatArray:
+    """0 at half the threshold, 1 at one and a half times it; 0 where nothing was inspected."""
+    relative = np.nan_to_num(full_map) / max(pixel_threshold, float(np.finfo(np.float32).tiny)) - 0.5
+    heat: FloatArray = np.clip(relative, 0, 1).astype(np.float32)
+    return heat
+
+
+def _blend(image_bgr: UInt8Array, heat: FloatArray) -> UInt8Array:
+    colours = cv2.applyColorMap(np.rint(heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)
+    opacity = (heat * _MAX_OPACITY)[:, :, None]
+    mixed = image_bgr * (1 - opacity) + colours * opacity
+    blended: UInt8Array = np.rint(mixed).astype(np.uint8)
+    return blended
+
+
+def _with_caption(
+    image: UInt8Array, result: AnomalyResult, colour: tuple[int, int, int], line: int
+) -> UInt8Array:
+    verdict = "ANOMALOUS" if result.is_anomalous else "normal"
+    text = f"{verdict} {result.image_score:.3f} / {result.threshold:.3f}"
+    scale = max(0.35, min(image.shape[1] / 600, 2.0))
+    (_, text_height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, line)
+    strip = text_height + baseline + 6
+    # The caption stands above the image, not on it: a defect may be anywhere.
+    canvas: UInt8Array = cv2.copyMakeBorder(image, strip, 0, 0, 0, cv2.BORDER_CONSTANT, value=(24, 24, 24))
+    origin = (4, text_height + 3)
+    cv2.putText(canvas, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, line, cv2.LINE_AA)
+    return canvas
