@@ -1,0 +1,1 @@
+"""PatchCore Edge exporter: from a folder of normal images to a verified bundle (needs the `export` extra)."""

@@ -1,0 +1,106 @@
+"""The memory bank of a bundle: coreset, index, neighbour lists."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import hnswlib
+import numpy as np
+
+from pcexport.bundle_writer import write_npy
+from pcexport.config import BuildConfig
+from pcexport.coreset import Coreset, coreset_size, random_coreset, select_coreset
+from pcexport.embed import EmbeddedImages
+from pcexport.index import (
+    EF_CANDIDATES,
+    build_index,
+    choose_ef,
+    measure_search,
+    nearest_neighbours,
+    save_index,
+)
+from pcexport.progress import Step
+from pcrun.manifest import (
+    INDEX_NAME,
+    MEMORY_BANK_NAME,
+    NEIGHBOURS_NAME,
+    CoresetSpec,
+    IndexSpec,
+    MemoryBankSpec,
+    SearchSpec,
+)
+from pcrun.types import FloatArray, Int32Array, Int64Array
+
+_MEASURED_IMAGES = 24
+
+
+@dataclass(frozen=True)
+class MemoryBank:
+    """Chosen rows, in the order chosen, and how they were chosen."""
+
+    rows: FloatArray
+    spec: MemoryBankSpec
+
+
+def choose_memory_bank(
+    embedded: EmbeddedImages, images: Int64Array, config: BuildConfig, step: Step | None = None
+) -> MemoryBank:
+    """Select the coreset among the patches of some images and fetch its unprojected rows."""
+    candidates = embedded.candidates(images)
+    n = coreset_size(len(candidates), ratio=config.coreset_ratio, size=config.coreset_size)
+    if config.coreset == "random":
+        coreset = random_coreset(len(candidates), n, seed=config.seed)
+    else:
+        progress = step.advance_to if step else lambda chosen: None
+        coreset = select_coreset(candidates, n, seed=config.seed, progress=progress)
+    rows = embedded.full.gather(embedded.rows_of(images)[coreset.ids])
+    return MemoryBank(rows, _bank_spec(rows, coreset, len(candidates), embedded.projected.dim, config))
+
+
+def _bank_spec(
+    rows: FloatArray, coreset: Coreset, candidates: int, dim: int, config: BuildConfig
+) -> MemoryBankSpec:
+    index = None
+    if config.index == "hnsw":
+        index = IndexSpec(config.hnsw_m, config.hnsw_ef_construction, config.seed)
+    chosen = CoresetSpec(config.coreset, candidates, dim, config.seed, coreset.covering_radius)
+    return MemoryBankSpec(count=len(rows), dim=rows.shape[1], coreset=chosen, index=index)
+
+
+def write_memory_bank(bank: MemoryBank, config: BuildConfig, folder: Path) -> hnswlib.Index | None:
+    """Write the rows, the index and, for the reweighted score, the neighbour lists; returns the index."""
+    write_npy(folder / MEMORY_BANK_NAME, bank.rows)
+    if config.image_score == "reweighted":
+        write_npy(folder / NEIGHBOURS_NAME, neighbour_lists(bank.rows, config))
+    if bank.spec.index is None:
+        return None
+    index = build_index(
+        bank.rows, m=config.hnsw_m, ef_construction=config.hnsw_ef_construction, seed=config.seed
+    )
+    save_index(index, folder / INDEX_NAME)
+    return index
+
+
+def neighbour_lists(rows: FloatArray, config: BuildConfig) -> Int32Array:
+    """N_b of every row for Eq. 7."""
+    return nearest_neighbours(rows, config.neighbours)
+
+
+def measure_bank_search(
+    index: hnswlib.Index | None,
+    bank: MemoryBank,
+    embedded: EmbeddedImages,
+    images: Int64Array,
+    config: BuildConfig,
+    threads: int,
+) -> SearchSpec:
+    """Choose `ef` by measurement on some normal images.
+
+    Those that are not in the bank, where there are any.
+    """
+    if index is None:
+        return SearchSpec(ef=config.ef or EF_CANDIDATES[-1], measured=(), images=0)
+    sample = images[np.linspace(0, len(images) - 1, min(_MEASURED_IMAGES, len(images))).astype(np.int64)]
+    efs = tuple(sorted({*EF_CANDIDATES, *([config.ef] if config.ef else [])}))
+    arrays = [embedded.image(int(i)) for i in sample]
+    measured = measure_search(index, bank.rows, arrays, efs=efs, threads=threads)
+    return SearchSpec(ef=config.ef or choose_ef(measured), measured=tuple(measured), images=len(arrays))

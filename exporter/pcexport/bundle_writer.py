@@ -1,0 +1,114 @@
+"""Writing a bundle: into a hidden folder beside its target,
+renamed when everything is checked, or not at all.
+"""
+
+import io
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from pcexport.errors import BuildError
+from pcrun.bundle import Bundle, file_entry
+from pcrun.manifest import MANIFEST_NAME, FileEntry
+from pcrun.types import AnyArray
+
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: equal bundles give equal zips
+
+
+@contextmanager
+def staging_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output` for a build in progress; it is gone afterwards, whatever happened."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+    except OSError as error:
+        raise BuildError(
+            f"{output.parent} cannot be written ({error.strerror or error}). Choose another -o."
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Refuse an existing target before hours are spent, unless it may be replaced."""
+    if output.exists() and not force:
+        raise BuildError(
+            f"{output} exists already. Expected a new name; "
+            "pass --force to replace it when the build is done."
+        )
+    if (
+        output.exists()
+        and output.is_dir()
+        and not (output / MANIFEST_NAME).is_file()
+        and any(output.iterdir())
+    ):
+        raise BuildError(
+            f"{output} is a folder but not a bundle: it will not be replaced. Choose another -o."
+        )
+
+
+def publish(staged: Path, output: Path) -> None:
+    """Move a finished file or folder to its place; an old one goes only when the new one stands."""
+    # mkdtemp makes folders private; a bundle is read by whoever runs the line.
+    if staged.is_dir():
+        staged.chmod(0o755)
+    if not output.exists():
+        staged.rename(output)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
+    output.rename(old / output.name)
+    try:
+        staged.rename(output)
+    except OSError:
+        (old / output.name).rename(output)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_npy(path: Path, array: AnyArray) -> None:
+    """Save an array without pickle."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    path.write_bytes(buffer.getvalue())
+
+
+def list_files(folder: Path, names: list[str]) -> dict[str, FileEntry]:
+    """Hash the named files of a folder for the manifest."""
+    return {name: file_entry((folder / name).read_bytes()) for name in sorted(names)}
+
+
+def pack_bundle(bundle_path: Path, output: Path, *, force: bool) -> int:
+    """Put a verified bundle directory into one zip, uncompressed (its content hardly compresses).
+
+    Returns:
+        Size of the zip in bytes.
+
+    Raises:
+        BundleError: the bundle is not sound.
+        BuildError: it is packed already, or the target exists.
+    """
+    if not bundle_path.is_dir():
+        raise BuildError(f"{bundle_path} is not a bundle directory. Expected one; a zip is packed already.")
+    bundle = Bundle.load(bundle_path)
+    if output.is_dir():
+        raise BuildError(f"{output} is a folder. Expected the name of a zip file; choose another -o.")
+    if output.exists() and not force:
+        raise BuildError(f"{output} exists already. Expected a new name; pass --force to replace it.")
+    with staging_folder(output) as folder:
+        staged = folder / output.name
+        with zipfile.ZipFile(staged, "w", zipfile.ZIP_STORED) as archive:
+            for name in [MANIFEST_NAME, *sorted(bundle.manifest.files)]:
+                info = zipfile.ZipInfo(name, _ZIP_DATE)
+                info.external_attr = 0o644 << 16
+                archive.writestr(info, (bundle_path / name).read_bytes())
+        Bundle.load(staged)
+        staged.replace(output)
+    return output.stat().st_size

@@ -1,0 +1,152 @@
+"""`pcexport`: build, inspect and pack bundles. `--help` and `--version` load nothing heavy."""
+
+import dataclasses
+import json
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pcexport.config import BuildConfig, load_config, recipe_names
+from pcrun._version import __version__
+from pcrun.cli_support import HELP_SETTINGS, debug_option, run_command
+
+
+@click.group(context_settings=HELP_SETTINGS)
+@click.version_option(__version__, prog_name="pcexport")
+@debug_option
+def cli() -> None:
+    """From a folder of normal images to a verified bundle for `pcrun`."""
+
+
+def _config_options(command: Any) -> Any:
+    """One flag per configuration key; a flag left out is absent from the overrides."""
+    hints = typing.get_type_hints(BuildConfig)
+    for field in reversed(dataclasses.fields(BuildConfig)):
+        command = _config_option(field, hints[field.name])(command)
+    return command
+
+
+def _config_option(field: "dataclasses.Field[Any]", hint: Any) -> Any:
+    flag = "--" + field.name.replace("_", "-")
+    text = field.metadata["help"]
+    if hint is bool:
+        return click.option(
+            f"{flag}/--no-{flag[2:]}", field.name, default=None, help=f"{text}  [{_shown(field.default)}]"
+        )
+    scalar = (
+        next((a for a in typing.get_args(hint) if a is not type(None)), hint) if _is_optional(hint) else hint
+    )
+    kind: Any = scalar if scalar in (int, float, str) else str
+    if field.metadata["choices"]:
+        kind = click.Choice(field.metadata["choices"])
+    shown = "" if field.default is None else f"  [{_shown(field.default)}]"
+    return click.option(flag, field.name, type=kind, default=None, help=text + shown)
+
+
+def _is_optional(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _shown(default: Any) -> str:
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+@cli.command(context_settings=HELP_SETTINGS)
+@click.argument("data")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle to write (NAME.pcbundle)."
+)
+@click.option("--config", "recipe", help=f"YAML file, or one of: {', '.join(recipe_names())}.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle when the new one is complete.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@_config_options
+@debug_option
+def build(data: str, output: Path, recipe: str | None, force: bool, as_json: bool, **flags: Any) -> int:
+    """Build a bundle from DATA: a folder (MVTec AD, Magnetic Tile Defects or plain images) or a quoted glob.
+
+    Every key of a recipe is also a flag; a flag wins over the recipe, the recipe over the default.
+    """
+    config = load_config(recipe, {key: value for key, value in flags.items() if value is not None})
+    from pcexport.build import build_bundle
+    from pcexport.progress import Steps
+    from pcexport.summary import print_summary
+
+    steps = Steps()
+    summary = build_bundle(data, output, config, steps, force=force)
+    if as_json:
+        print(json.dumps(summary.to_json(), indent=2))
+    else:
+        print_summary(summary)
+    return 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@debug_option
+def inspect(bundle: Path, as_json: bool) -> int:
+    """Verify BUNDLE and show what it is."""
+    from pcexport.summary import print_bundle
+    from pcrun.bundle import Bundle
+    from pcrun.records import to_jsonable
+
+    opened = Bundle.load(bundle)
+    if as_json:
+        print(json.dumps({"digest": opened.digest, **to_jsonable(opened.manifest)}, indent=2))
+    else:
+        print_bundle(opened)
+    return 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Zip to write; default BUNDLE.zip.")
+@click.option("--force", is_flag=True, help="Replace an existing zip.")
+@debug_option
+def pack(bundle: Path, output: Path | None, force: bool) -> int:
+    """Put BUNDLE into one zip file, which every command accepts too."""
+    from pcexport.bundle_writer import pack_bundle
+
+    named = bundle.resolve() if bundle.name in ("", "..") else bundle  # `pcexport pack .`
+    target = output or named.with_name(f"{named.name}.zip")
+    size = pack_bundle(bundle, target, force=force)
+    print(f"{target} ({size / 1e6:.1f} MB)")
+    return 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
+@debug_option
+def backbones() -> int:
+    """List the backbones with their default layers."""
+    from pcexport.summary import print_backbones
+
+    print_backbones()
+    return 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder to write."
+)
+@debug_option
+def demo(out: Path) -> int:
+    """Make part images, build a bundle from them and run it.
+
+    Weights: $PCEDGE_WEIGHTS when set, else torchvision's download, else untrained ones, announced.
+    """
+    from pcexport.demo import run_demo
+
+    return run_demo(out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script."""
+    return run_command(cli, "pcexport", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

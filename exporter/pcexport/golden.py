@@ -1,0 +1,66 @@
+"""Golden samples: images of the build with their results, replayed by `pcrun selftest` on every device."""
+
+import json
+from pathlib import Path
+
+from pcexport.datasets import Dataset
+from pcexport.images import ImageReader
+from pcrun.bundle import GoldenSample, GoldenSamples
+from pcrun.detector import AnomalyDetector
+from pcrun.image_io import encode_png
+from pcrun.manifest import SAMPLES_NAME
+from pcrun.records import to_jsonable
+
+# Other CPUs, providers and library versions round differently; measured differences are below 1e-5
+# (docs/bundle.md).
+TOLERANCE_RELATIVE = 1e-3
+
+
+def choose_samples(dataset: Dataset, normal: list[Path], wanted: int) -> list[tuple[Path, str]]:
+    """Evenly spaced normal images, and, where labelled, defective ones for half of the places.
+
+    Args:
+        dataset: for its test images.
+        normal: readable normal images.
+        wanted: how many samples, at least 1.
+
+    Returns:
+        (path, "normal" or "defective") pairs.
+    """
+    defective = [image.path for image in dataset.test if image.is_defective]
+    n_defective = min(len(defective), wanted // 2)
+    chosen = [(path, "normal") for path in _spread(normal, wanted - n_defective)]
+    return chosen + [(path, "defective") for path in _spread(defective, n_defective)]
+
+
+def write_samples(
+    folder: Path, chosen: list[tuple[Path, str]], reader: ImageReader, detector: AnomalyDetector
+) -> list[str]:
+    """Store the images as lossless PNG with what the finished detector says of them.
+
+    Returns:
+        Names of the files written, relative to the bundle.
+    """
+    (folder / "samples").mkdir()
+    samples: list[GoldenSample] = []
+    names: list[str] = []
+    for path, label in chosen:
+        image = reader.read(path)
+        name = f"samples/{len(samples):03d}.png"
+        (folder / name).write_bytes(encode_png(image))
+        result = detector(image)
+        map_max = float(result.anomaly_map.max())
+        samples.append(GoldenSample(name, label, result.image_score, map_max, result.is_anomalous))
+        names.append(name)
+    expected = to_jsonable(GoldenSamples(TOLERANCE_RELATIVE, tuple(samples)))
+    (folder / SAMPLES_NAME).write_text(
+        json.dumps(expected, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    return [*names, SAMPLES_NAME]
+
+
+def _spread(paths: list[Path], wanted: int) -> list[Path]:
+    """`wanted` paths at even distances, the ends included."""
+    if wanted <= 1 or len(paths) <= wanted:
+        return paths[: max(0, wanted)]
+    return [paths[round(i * (len(paths) - 1) / (wanted - 1))] for i in range(wanted)]

@@ -1,0 +1,100 @@
+"""Tables for people: what a build made, what a bundle is, which backbones there are."""
+
+from rich.console import Console
+from rich.table import Table
+
+from pcexport.backbones.registry import list_backbones
+from pcexport.build import BuildSummary
+from pcrun.bundle import Bundle
+from pcrun.manifest import Manifest, ThresholdSpec
+
+
+def print_summary(summary: BuildSummary) -> None:
+    """The table at the end of `pcexport build`."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_facts_table(summary.manifest, f"{summary.output}  ({summary.bytes / 1e6:.1f} MB)"))
+    times = Table(title="seconds per step", title_justify="left")
+    times.add_column("step")
+    times.add_column("s", justify="right")
+    for name, seconds in summary.seconds.items():
+        times.add_row(name, f"{seconds:.1f}")
+    times.add_row("total", f"{sum(summary.seconds.values()):.1f}", style="bold")
+    console.print(times)
+    for warning in summary.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def print_bundle(bundle: Bundle) -> None:
+    """What `pcexport inspect` shows."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = _facts_table(bundle.manifest, str(bundle.path))
+    table.add_row("digest", bundle.digest)
+    for name, entry in sorted(bundle.manifest.files.items()):
+        table.add_row(name, f"{entry.bytes:,} bytes, sha256 {entry.sha256[:16]}…")
+    table.add_row("created by", ", ".join(f"{k} {v}" for k, v in sorted(bundle.manifest.created_by.items())))
+    console.print(table)
+
+
+def print_backbones() -> None:
+    """What `pcexport backbones` shows."""
+    table = Table(title="backbones", title_justify="left")
+    for column in ("name", "layers", "from", "note"):
+        table.add_column(column)
+    for spec in list_backbones():
+        table.add_row(spec.name, ", ".join(spec.default_layers), spec.family, spec.note)
+    Console(highlight=False).print(table)
+    print("Any other torchvision classification CNN works with --layers, any timm model as timm:NAME.")
+
+
+def _facts_table(manifest: Manifest, title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column("what", style="bold")
+    table.add_column("value", overflow="fold")
+    for name, value in _facts(manifest):
+        table.add_row(name, value)
+    return table
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    source, embedding, bank = manifest.source, manifest.embedding, manifest.memory_bank
+    rows = [
+        ("source", f"{source.name} ({source.layout})"),
+        ("images", f"{source.images_bank} in the bank, {source.images_held_out} held out, "
+                   f"{source.images_skipped} left out"),
+        ("backbone", f"{embedding.backbone} {','.join(embedding.layers)}; "
+                     f"weights: {embedding.weights_source}"),
+        ("input", f"{manifest.preprocess.crop_height_px}x{manifest.preprocess.crop_width_px} px, "
+                  f"{embedding.grid_height}x{embedding.grid_width} patches of {embedding.dim}-d"),
+        ("memory bank", f"{bank.count:,} of {bank.coreset.candidates:,} patches ({bank.coreset.method})"),
+        ("threshold", _threshold(manifest.scoring.threshold)),
+        ("pixel threshold", _threshold(manifest.scoring.pixel_threshold)),
+    ]  # fmt: skip
+    if manifest.parity:
+        rows.append(("parity torch/ONNX", f"{manifest.parity.max_relative_error:.1e} relative, "
+                                          f"{manifest.parity.max_absolute_error:.1e} absolute"))  # fmt: skip
+    rows += [("search", _search(manifest))]
+    if manifest.accuracy:
+        accuracy = manifest.accuracy
+        rows.append(("accuracy", f"image AUROC {accuracy.image_auroc:.4f}; "
+                     f"{accuracy.false_alarms} false alarms of {accuracy.images_normal}, "
+                     f"{accuracy.misses} misses of {accuracy.images_defective}"))  # fmt: skip
+    return rows
+
+
+def _threshold(spec: ThresholdSpec | None) -> str:
+    if spec is None:
+        return "none"
+    return (
+        f"{spec.value:.4f} ({spec.method}, {spec.images} normal images; false-alarm rate "
+        f"{spec.false_alarm_rate_expected:.2%} expected, "
+        f"at most {spec.false_alarm_rate_upper_95:.2%} at 95 %)"
+    )
+
+
+def _search(manifest: Manifest) -> str:
+    if manifest.memory_bank.index is None:
+        return "exact (no index)"
+    chosen = next((m for m in manifest.search.measured if m.ef == manifest.search.ef), None)
+    recall = f", recall@1 {chosen.recall_at_1:.4f}" if chosen else ""
+    worst = f", image score error before verification {chosen.worst_image_score_error:.1e}" if chosen else ""
+    return f"HNSW, ef {manifest.search.ef}{recall}{worst}; image score verified exactly"

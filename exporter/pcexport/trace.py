@@ -1,0 +1,103 @@
+"""From the torch module to the bytes of `embedder.onnx`: the only step that needs torch."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import torch
+
+from pcexport.embedding import PatchEmbedder
+from pcexport.errors import BuildError
+from pcexport.operators import unsafe_operators
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "patch_embeddings"
+
+
+def trace_to_onnx(
+    embedder: PatchEmbedder, *, input_hw: tuple[int, int], batch: int | None, opset: int
+) -> bytes:
+    """Export the embedder.
+
+    Args:
+        embedder: in eval mode, on any device.
+        input_hw: height and width of the uint8 input.
+        batch: static batch, or None for a dynamic one.
+        opset: ONNX opset.
+
+    Returns:
+        A serialised, checked ONNX model whose bytes depend on the weights and library versions alone.
+
+    Raises:
+        BuildError: the export failed, or needs an operator that is not on the TensorRT-safe list.
+    """
+    # A dynamic dimension must be traced with a size other than 0 and 1, which torch.export specialises.
+    example = torch.zeros((batch or 2, *input_hw, 3), dtype=torch.uint8, device=embedder.mean.device)
+    dynamic = None if batch else ({0: torch.export.Dim("batch", min=1, max=4096)},)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                embedder,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=dynamic,
+                external_data=False,
+                verbose=False,
+            )
+            # Only the older exporter (dynamo=False) returns None.
+            assert program is not None, "torch.onnx.export returned no program"
+            model = program.model_proto
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BuildError(
+            f"The backbone cannot be exported to ONNX ({type(error).__name__}: {reason})."
+        ) from error
+    model = _tidied(model, opset)
+    unsafe = unsafe_operators(model)
+    if unsafe:
+        raise BuildError(
+            f"The exported graph uses {', '.join(unsafe)}, which TensorRT cannot run. "
+            "Choose other layers or another backbone, or add the operator to the list with its source."
+        )
+    return model.SerializeToString(deterministic=True)
+
+
+def _tidied(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Drop what differs between machines (stack traces hold local paths), check the rest."""
+    if model.opset_import[0].version != opset:
+        raise BuildError(
+            f"The exporter wrote opset {model.opset_import[0].version} in place of {opset}. Pass --opset "
+            f"{model.opset_import[0].version}."
+        )
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    del model.graph.value_info[:]
+    for item in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    model.graph.name = "patch_embedder"
+    onnx.checker.check_model(model)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's chatter off the terminal; failures arrive as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
