@@ -1,0 +1,1 @@
+"""Latency suites and reports over pcrun (no torch)."""

@@ -1,0 +1,35 @@
+"""Result files: one JSON per measurement, written whole or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pcrun.errors import PcError
+from pcrun.outputs import write_file
+
+RESULTS_VERSION = 1
+
+
+def save_result(path: Path, kind: str, content: dict[str, Any]) -> None:
+    """Write a result of a kind ("build" or "stages")."""
+    data = {"results_version": RESULTS_VERSION, "kind": kind, **content}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def load_results(folder: Path) -> list[dict[str, Any]]:
+    """All results of a folder, by file name.
+
+    Raises:
+        PcError: a file that is not a result of this version.
+    """
+    loaded = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise PcError(f"{path} is not JSON ({error}). Measure again.") from error
+        if not isinstance(data, dict) or data.get("results_version") != RESULTS_VERSION:
+            raise PcError(f"{path} is not a result file of version {RESULTS_VERSION}. Measure again.")
+        loaded.append({**data, "file": path.name})
+    return loaded
