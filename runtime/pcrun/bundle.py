@@ -15,12 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy_format
 
-from pcrun.bundle_files import BundleFiles, BytesLike, open_files, read_manifest_bytes, read_verified
+from pcrun.bundle_files import (
+    BundleFiles,
+    BytesLike,
+    check_manifest_digest,
+    open_files,
+    read_manifest_bytes,
+    read_verified,
+)
 from pcrun.errors import BundleError
 from pcrun.hnsw_file import check_hnsw_file
 from pcrun.manifest import (
     EMBEDDER_NAME,
     INDEX_NAME,
+    LARGEST_COMPONENT,
     MEMORY_BANK_NAME,
     NEIGHBOURS_NAME,
     SAMPLES_NAME,
@@ -53,7 +61,7 @@ class GoldenSample:
         file: name of the PNG inside the bundle.
         label: "normal" or "defective".
         image_score: in L2 units.
-        map_max: largest value of the anomaly map, L2 units.
+        map_max: largest value of the anomaly map by exact search, L2 units.
         is_anomalous: verdict at the bundle's threshold.
     """
 
@@ -106,6 +114,7 @@ class Bundle:
         files = open_files(Path(path))
         manifest_bytes = read_manifest_bytes(files)
         manifest = parse_manifest(manifest_bytes)
+        check_manifest_digest(files, manifest_bytes)
         contents = {name: read_verified(files, name, entry) for name, entry in sorted(manifest.files.items())}
         check_embedder(contents[EMBEDDER_NAME], manifest)
         rows = parse_memory_bank(contents[MEMORY_BANK_NAME], manifest)
@@ -175,8 +184,11 @@ def parse_memory_bank(data: BytesLike, manifest: Manifest) -> FloatArray:
     """The memory bank's rows, checked against the manifest: shape, type, finite values."""
     spec = manifest.memory_bank
     rows = _parse_npy(data, (spec.count, spec.dim), np.float32, MEMORY_BANK_NAME)
-    if not np.isfinite(rows).all():
-        raise BundleError(f"{MEMORY_BANK_NAME} holds values that are not finite. Run `pcexport build` again.")
+    # False for NaN too.
+    if not (rows.min() >= -LARGEST_COMPONENT and rows.max() <= LARGEST_COMPONENT):
+        raise BundleError(
+            f"{MEMORY_BANK_NAME} holds values that are not finite or too large. Run `pcexport build` again."
+        )
     return rows
 
 
@@ -188,6 +200,10 @@ def parse_neighbours(data: BytesLike, manifest: Manifest) -> Int32Array:
     if ids.min() < 0 or ids.max() >= count:
         raise BundleError(
             f"{NEIGHBOURS_NAME} names entries outside the memory bank (0..{count - 1}). {_DIFFERENT_BUILDS}"
+        )
+    if not np.array_equal(ids[:, 0], np.arange(count)):
+        raise BundleError(
+            f"{NEIGHBOURS_NAME} does not name each entry as the nearest to itself. {_DIFFERENT_BUILDS}"
         )
     return ids
 
@@ -206,11 +222,9 @@ def _parse_npy(data: BytesLike, shape: tuple[int, ...], dtype: Any, name: str) -
     try:
         version = npy_format.read_magic(head)
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        got_shape, fortran, got_dtype = read(head, max_header_size=_MAX_NPY_HEADER_BYTES)
+        got_shape, fortran, got_dtype = read(head)
     except _NPY_HEADER_ERRORS as error:
-        # Its first line only: numpy goes on with advice about pickle.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BundleError(f"{name} has no valid .npy header ({reason}). Copy the bundle again.") from error
+        raise BundleError(f"{name} has no valid .npy header ({error}). Copy the bundle again.") from error
     expected_dtype = np.dtype(dtype)
     if got_shape != shape or got_dtype != expected_dtype or fortran:
         raise BundleError(

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Protocol, TypeAlias
 
 from pcrun.errors import BundleError
-from pcrun.manifest import MANIFEST_NAME, FileEntry
+from pcrun.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, FileEntry, manifest_digest_line
 
 BytesLike: TypeAlias = bytes | mmap.mmap
 
@@ -151,6 +151,16 @@ def read_manifest_bytes(files: BundleFiles) -> bytes:
             f"{MANIFEST_NAME} has {size} bytes, expected at most {_MAX_MANIFEST_BYTES}. {_COPY_AGAIN}"
         )
     return bytes(files.read(MANIFEST_NAME))
+
+
+def check_manifest_digest(files: BundleFiles, manifest: bytes) -> None:
+    """Refuse a manifest that is not the one its builder hashed: a changed digit would change verdicts."""
+    expected = manifest_digest_line(manifest)
+    if files.size(MANIFEST_DIGEST_NAME) != len(expected) or files.read(MANIFEST_DIGEST_NAME)[:] != expected:
+        raise BundleError(
+            f"{MANIFEST_NAME} does not match its SHA-256 in {MANIFEST_DIGEST_NAME} (damaged or edited). "
+            f"{_COPY_AGAIN}"
+        )
 
 
 def read_verified(files: BundleFiles, name: str, entry: FileEntry) -> BytesLike:

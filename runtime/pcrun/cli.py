@@ -55,7 +55,7 @@ def _device_options(command: Any) -> Any:
             type=click.Choice(_PROVIDER_NAMES),
             default="auto",
             show_default=True,
-            help="What the embedder runs on; auto is CUDA where it works, else the CPU.",
+            help="What the embedder runs on; auto is CUDA where onnxruntime has it, else the CPU.",
         ),
     ):
         command = option(command)
@@ -134,7 +134,7 @@ def cli(ctx: click.Context, /, **options: Any) -> int | None:
     return run(_run_options(options))
 
 
-@cli.command(context_settings=HELP_SETTINGS)
+@cli.command(context_settings=HELP_SETTINGS, short_help="Replay the bundle's golden samples.")
 @_bundle_option
 @_device_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

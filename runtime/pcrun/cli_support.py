@@ -1,8 +1,10 @@
 """What the three command lines share: errors as one line, exit codes, options that take several values."""
 
 import math
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,18 +49,26 @@ class FiniteFloat(_FloatParamType):
         return number
 
 
-def run_command(command: click.Command, name: str, argv: Sequence[str] | None = None) -> int:
+def run_command(
+    command: click.Command, name: str, argv: Sequence[str] | None = None, *, extras: str = ""
+) -> int:
     """Run a click command as a process would: prints an error as one line, returns the exit code.
 
     Args:
         command: its callback returns an exit code or None.
         name: program name for messages.
         argv: arguments; None takes those of the process.
+        extras: extras of the distribution that the command needs, for the advice when a package is missing.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if not debug:
+        # Their logs would bury the one line that says what to do. Read when the libraries start.
+        os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     # A supervisor's SIGTERM must leave as little behind as Ctrl-C: same exception, same clean-up.
     signal.signal(signal.SIGTERM, _interrupt)
+    stdout = sys.stdout
     try:
         code = command.main(
             args=[a for a in arguments if a != "--debug"], prog_name=name, standalone_mode=False
@@ -70,15 +80,17 @@ def run_command(command: click.Command, name: str, argv: Sequence[str] | None = 
     except (click.Abort, KeyboardInterrupt):
         print(f"{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted; without this Python complains when it flushes at exit.
-        sys.stdout = None
-        return EXIT_OK
-    except (PcError, ImportError) as error:
-        if debug or not (isinstance(error, PcError) or _is_opencv_problem(error)):
+    except SystemExit:
+        # On a closed pipe click replaces stdout and asks for 1, but the reader (`| head`) has what it wanted.
+        if sys.stdout is stdout:
             raise
-        advice = "" if isinstance(error, PcError) else f". {_OPENCV_ADVICE}"
-        print(f"{name}: error: {error}{advice}", file=sys.stderr)
+        return EXIT_OK
+    except Exception as error:
+        # Not left to Python, whose exit code for a crash is 1: with `--fail-on-anomaly` that says "anomaly".
+        if debug or not (isinstance(error, PcError) or _advice(error, extras)):
+            traceback.print_exc()
+            return EXIT_ERROR
+        print(f"{name}: error: {error}{_advice(error, extras)}", file=sys.stderr)
         return EXIT_ERROR
 
 
@@ -104,5 +116,12 @@ def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _is_opencv_problem(error: ImportError) -> bool:
-    return error.name == "cv2" or any(library in str(error) for library in ("libGL", "libgthread", "libglib"))
+def _advice(error: Exception, extras: str) -> str:
+    """What to do about a package that cannot be imported; empty when nothing is known to help."""
+    if not isinstance(error, ImportError):
+        return ""
+    if any(library in str(error) for library in ("libGL", "libgthread", "libglib")):
+        return f". {_OPENCV_ADVICE}"
+    if isinstance(error, ModuleNotFoundError) and extras:
+        return f". This command needs more packages: pip install 'patchcore-edge[{extras}]'"
+    return ""

@@ -102,6 +102,26 @@ class AnomalyDetector:
             opened.manifest, embedder, scorer, threshold=limits[0], pixel_threshold=limits[1], bundle=opened
         )
 
+    def with_exact_search(self) -> "AnomalyDetector":
+        """The same detector with every patch scored by brute force; it shares the embedder's session.
+
+        Raises:
+            BundleError: this detector was not made from a bundle.
+        """
+        if self.bundle is None:
+            raise BundleError("This detector has no bundle. Expected one from AnomalyDetector.load.")
+        rows = self.bundle.memory_bank
+        search = ExactSearch(rows, threads=available_cores())
+        scorer = PatchCoreScorer(rows, search, exactness="full", neighbours=self.bundle.neighbours)
+        return AnomalyDetector(
+            self.manifest,
+            self._embedder,
+            scorer,
+            threshold=self.threshold,
+            pixel_threshold=self.pixel_threshold,
+            bundle=self.bundle,
+        )
+
     def __call__(self, image_bgr: AnyArray) -> AnomalyResult:
         """Score one image.
 

@@ -1,7 +1,9 @@
 """The manifest: every fact of a bundle, typed. `docs/bundle.md` explains it field by field."""
 
+import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pcrun.errors import BundleError
@@ -12,6 +14,7 @@ SCHEMA_VERSION = 1
 METHOD = "patchcore"
 
 MANIFEST_NAME = "manifest.json"
+MANIFEST_DIGEST_NAME = "manifest.sha256"
 EMBEDDER_NAME = "embedder.onnx"
 MEMORY_BANK_NAME = "memory_bank.npy"
 INDEX_NAME = "memory_bank.hnsw"
@@ -21,6 +24,8 @@ REPORT_NAME = "report.html"
 
 IMAGE_SCORES = ("max", "reweighted")
 AGGREGATIONS = ("locally_aware", "reference")
+# Of embeddings and memory bank: up to here the squared distance of 65536 components fits into float32.
+LARGEST_COMPONENT = 1e16
 _MAX_COUNT = 2**31 - 1
 
 
@@ -47,7 +52,7 @@ class SourceSpec:
         images_bank: normal images whose patches were candidates for the memory bank.
         images_held_out: normal images kept aside for the threshold.
         images_skipped: unreadable images left out (each was named during the build).
-        content_sha256: SHA-256 over the names and bytes of all normal images, in order.
+        content_sha256: SHA-256 over the names and bytes of all readable normal images, in order.
         config: the complete build configuration.
     """
 
@@ -114,7 +119,7 @@ class EmbeddingSpec:
 class CoresetSpec:
     """How the memory bank's rows were chosen from `candidates` patch embeddings.
 
-    `covering_radius` is the largest L2 distance from a candidate to its nearest chosen one, measured in the
+    No candidate is farther than `covering_radius` (L2) from its nearest chosen one, measured in the
     projected space of `projection_dim` dimensions (null for `random`).
     """
 
@@ -291,6 +296,18 @@ def manifest_to_json(manifest: Manifest) -> bytes:
     """Serialise, with sorted keys, so that equal manifests are equal bytes."""
     text = json.dumps(to_jsonable(manifest), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json and, beside it, its SHA-256 in the form of `sha256sum` (check with its `-c`)."""
+    data = manifest_to_json(manifest)
+    (folder / MANIFEST_NAME).write_bytes(data)
+    (folder / MANIFEST_DIGEST_NAME).write_bytes(manifest_digest_line(data))
+
+
+def manifest_digest_line(data: bytes) -> bytes:
+    """The content of manifest.sha256 for these bytes of manifest.json."""
+    return f"{hashlib.sha256(data).hexdigest()}  {MANIFEST_NAME}\n".encode()
 
 
 def parse_manifest(data: bytes) -> Manifest:

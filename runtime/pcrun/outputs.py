@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-import tempfile
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -27,7 +27,7 @@ VERDICT_NORMAL = "normal"
 VERDICT_ANOMALOUS = "anomalous"
 VERDICT_ERROR = "error"
 
-# A 16-bit map reaches full scale at this multiple of the pixel threshold; written beside it as JSON too.
+# A 16-bit map reaches full scale at this multiple of the pixel threshold.
 _MAP_FULL_SCALE_IN_THRESHOLDS = 4.0
 
 _STAGES = ("decode_ms", "preprocess_ms", "embed_ms", "search_ms", "verify_ms", "map_ms", "total_ms")
@@ -39,9 +39,9 @@ _CSV_FIELDS = (
 
 def result_record(frame: Frame, result: AnomalyResult | None) -> dict[str, Any]:
     """One frame's line: plain types only; a frame without a result says why."""
-    head = {"source": frame.source, "frame": frame.index}
+    head = {"source": _as_utf8(frame.source), "frame": frame.index}
     if result is None:
-        return {**head, "verdict": VERDICT_ERROR, "error": frame.error}
+        return {**head, "verdict": VERDICT_ERROR, "error": _as_utf8(frame.error or "")}
     stages = dataclasses.asdict(result.timings)
     return {
         **head,
@@ -63,6 +63,11 @@ def result_record(frame: Frame, result: AnomalyResult | None) -> dict[str, Any]:
     }
 
 
+def _as_utf8(text: str) -> str:
+    """Linux file names may hold bytes that are not UTF-8, which no JSON file may: they are shown as `�`."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
 class ResultWriter(Protocol):
     """Writes one record at a time."""
 
@@ -77,8 +82,8 @@ class JsonLinesWriter:
         self._stream = stream
 
     def write(self, record: dict[str, Any]) -> None:
-        self._stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        self._stream.flush()
+        with _flushed(self._stream):
+            self._stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 class CsvWriter:
@@ -87,15 +92,16 @@ class CsvWriter:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._csv = csv.DictWriter(stream, _CSV_FIELDS, restval="", lineterminator="\n")
-        self._csv.writeheader()
+        with _flushed(stream):
+            self._csv.writeheader()
 
     def write(self, record: dict[str, Any]) -> None:
         flat = {key: value for key, value in record.items() if key != "timings_ms"}
         flat |= {f"{stage}_ms": value for stage, value in record.get("timings_ms", {}).items()}
         if "regions" in flat:
             flat["regions"] = json.dumps(flat["regions"])
-        self._csv.writerow(flat)
-        self._stream.flush()
+        with _flushed(self._stream):
+            self._csv.writerow(flat)
 
 
 class TableWriter:
@@ -107,7 +113,8 @@ class TableWriter:
         self._stream = stream
         self._colour = colour
         head = f"{'source':<{self._SOURCE_WIDTH}} {'frame':>6}  {'verdict':<9} {'score':>9} {'threshold':>9} "
-        stream.write(f"{head}{'regions':>7} {'ms':>7}\n")
+        with _flushed(stream):
+            stream.write(f"{head}{'regions':>7} {'ms':>7}\n")
 
     def write(self, record: dict[str, Any]) -> None:
         source = record["source"]
@@ -119,8 +126,8 @@ class TableWriter:
         else:
             line += f" {record['score']:>9.4f} {record['threshold']:>9.4f} {len(record['regions']):>7}"
             line += f" {record['timings_ms']['total']:>7.1f}"
-        self._stream.write(self._coloured(line, record["verdict"]) + "\n")
-        self._stream.flush()
+        with _flushed(self._stream):
+            self._stream.write(self._coloured(line, record["verdict"]) + "\n")
 
     def _coloured(self, line: str, verdict: str) -> str:
         code = {VERDICT_ANOMALOUS: "31", VERDICT_ERROR: "33"}.get(verdict)
@@ -153,8 +160,32 @@ def open_output(path: Path) -> Iterator[TextIO]:
         raise SinkError(
             f"{path} cannot be written ({error.strerror or error}). Choose another place."
         ) from error
-    with stream:
-        yield stream
+    try:
+        with stream:
+            yield stream
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SinkError(_unwritable(stream, error)) from error
+
+
+@contextlib.contextmanager
+def _flushed(stream: TextIO) -> Iterator[None]:
+    """Hand what is written inside over at once; a full disk becomes a SinkError, a closed pipe stays one."""
+    try:
+        yield
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if stream is sys.stdout:
+            # Python would try once more at exit, complain and change the exit code.
+            sys.stdout = None
+        raise SinkError(_unwritable(stream, error)) from error
+
+
+def _unwritable(stream: TextIO, error: OSError) -> str:
+    return f"{stream.name} cannot be written ({error.strerror or error}). Make room or choose another place."
 
 
 class PictureWriter:
@@ -219,15 +250,18 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         SinkError: it cannot be written.
     """
+    # Not the `tempfile` module: its files are for their owner's eyes only.
+    temporary = path.with_name(f".pcrun-{os.getpid()}.tmp")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".pcrun-", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
         raise SinkError(
             f"{path} cannot be written ({error.strerror or error}). Choose another place."
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _make_folder(folder: Path) -> None:

@@ -10,14 +10,16 @@ from pcrun.types import FloatArray, UInt8Array
 _NORMAL_BGR = (80, 175, 76)
 _ANOMALOUS_BGR = (60, 60, 235)
 _MAX_OPACITY = 0.6
+# In multiples of the pixel threshold. Most of a normal image lies below three quarters of it and stays clear.
+_HEAT_FROM, _HEAT_TO = 0.75, 1.5
 
 
 def draw_overlay(image_bgr: UInt8Array, result: AnomalyResult, spec: PreprocessSpec) -> UInt8Array:
     """Draw a result over its image.
 
-    The colour runs from half the pixel threshold (transparent) to one and a half times it (red), so that
-    equal colours mean equal scores on every image; an image's own range would paint a normal one red
-    somewhere.
+    The colour runs from three quarters of the pixel threshold (transparent) to one and a half times it
+    (red), so that equal colours mean equal scores on every image; an image's own range would paint a
+    normal one red somewhere.
 
     Args:
         image_bgr: (height, width, 3) uint8, the image that was scored.
@@ -33,7 +35,7 @@ def draw_overlay(image_bgr: UInt8Array, result: AnomalyResult, spec: PreprocessS
     line = max(1, round(min(image_bgr.shape[:2]) / 250))
     for region in result.regions:
         corner = (region.x + region.width - 1, region.y + region.height - 1)
-        cv2.rectangle(blended, (region.x, region.y), corner, _ANOMALOUS_BGR, line)
+        cv2.rectangle(blended, (region.x, region.y), corner, colour, line)
     return _with_caption(blended, result, colour, line)
 
 
@@ -41,14 +43,16 @@ def map_as_uint16(
     anomaly_map: FloatArray, full_scale: float
 ) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint16]]":
     """Scale a map to 16 bits: 0 is 0, 65535 is `full_scale` (L2 units) and above."""
-    scaled = np.clip(np.nan_to_num(anomaly_map) / full_scale, 0, 1) * 65535
+    in_scale = np.nan_to_num(anomaly_map) / max(full_scale, float(np.finfo(np.float32).tiny))
+    scaled = np.clip(in_scale, 0, 1) * 65535
     levels: np.ndarray[tuple[int, ...], np.dtype[np.uint16]] = np.rint(scaled).astype(np.uint16)
     return levels
 
 
 def _relative_heat(full_map: FloatArray, pixel_threshold: float) -> FloatArray:
-    """0 at half the threshold, 1 at one and a half times it; 0 where nothing was inspected."""
-    relative = np.nan_to_num(full_map) / max(pixel_threshold, float(np.finfo(np.float32).tiny)) - 0.5
+    """0 below `_HEAT_FROM` thresholds, 1 above `_HEAT_TO`; 0 where nothing was inspected."""
+    in_thresholds = np.nan_to_num(full_map) / max(pixel_threshold, float(np.finfo(np.float32).tiny))
+    relative = (in_thresholds - _HEAT_FROM) / (_HEAT_TO - _HEAT_FROM)
     heat: FloatArray = np.clip(relative, 0, 1).astype(np.float32)
     return heat
 

@@ -96,7 +96,7 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        # Written so that it is false for NaN, and for whole numbers beyond every float, which cannot be converted.
+        # Also refuses NaN, and whole numbers beyond every float, which cannot be converted.
         if not abs(value) <= sys.float_info.max:
             raise RecordError(f"{where}: expected a finite number, got {_shown(value)}")
         return float(value)

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from pcrun.bundle_files import BytesLike
-from pcrun.errors import BackendError
-from pcrun.manifest import EmbeddingSpec
+from pcrun.errors import BackendError, BundleError
+from pcrun.manifest import EMBEDDER_NAME, LARGEST_COMPONENT, EmbeddingSpec
 from pcrun.threads import available_cores
 from pcrun.types import FloatArray, UInt8Array
 
@@ -64,7 +64,8 @@ class OnnxEmbedder:
         Args:
             model: the checked bytes of the graph.
             spec: its input, output and batch.
-            provider: "cpu", "cuda", "tensorrt" or "auto" (CUDA where it works, else the CPU).
+            provider: "cpu", "cuda", "tensorrt" or "auto" (CUDA where the installed onnxruntime has it, else
+                the CPU).
             threads: threads within an operator; 0 is one per available core.
 
         Raises:
@@ -97,7 +98,23 @@ class OnnxEmbedder:
             output: FloatArray = outputs[0]
         except Exception as error:  # onnxruntime raises its own unexported types
             raise BackendError(f"onnxruntime failed on {self.provider}: {_first_line(error)}") from error
+        self._check_output(output, len(images))
         return output
+
+    def _check_output(self, output: FloatArray, images: int) -> None:
+        """What the graph announces is not what it must give: a NaN score would read as a normal image."""
+        expected = (images, self._spec.patches, self._spec.dim)
+        if output.shape != expected or output.dtype != np.float32:
+            raise BundleError(
+                f"{EMBEDDER_NAME} gives {output.dtype} {list(output.shape)}, the manifest says "
+                f"float32 {list(expected)}. The files come from different builds; run `pcexport build` again."
+            )
+        # False for NaN too; beyond the limit squared distances overflow.
+        if not (output.min() >= -LARGEST_COMPONENT and output.max() <= LARGEST_COMPONENT):
+            raise BackendError(
+                f"{EMBEDDER_NAME} gives values on {self.provider} that are not finite or too large. "
+                "Expected patch embeddings; try `--provider cpu`, or build the bundle again."
+            )
 
 
 def import_onnxruntime() -> Any:
