@@ -66,7 +66,9 @@ def _bank_spec(
     return MemoryBankSpec(count=len(rows), dim=rows.shape[1], coreset=chosen, index=index)
 
 
-def write_memory_bank(bank: MemoryBank, config: BuildConfig, folder: Path) -> hnswlib.Index | None:
+def write_memory_bank(
+    bank: MemoryBank, config: BuildConfig, folder: Path, step: Step
+) -> hnswlib.Index | None:
     """Write the rows, the index and, for the reweighted score, the neighbour lists; returns the index."""
     write_npy(folder / MEMORY_BANK_NAME, bank.rows)
     if config.image_score == "reweighted":
@@ -74,7 +76,11 @@ def write_memory_bank(bank: MemoryBank, config: BuildConfig, folder: Path) -> hn
     if bank.spec.index is None:
         return None
     index = build_index(
-        bank.rows, m=config.hnsw_m, ef_construction=config.hnsw_ef_construction, seed=config.seed
+        bank.rows,
+        m=config.hnsw_m,
+        ef_construction=config.hnsw_ef_construction,
+        seed=config.seed,
+        progress=step.advance_to,
     )
     save_index(index, folder / INDEX_NAME)
     return index

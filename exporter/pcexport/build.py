@@ -28,12 +28,11 @@ from pcrun.bundle import Bundle
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
 from pcrun.manifest import (
     EMBEDDER_NAME,
-    MANIFEST_NAME,
     REPORT_NAME,
     Manifest,
     ScoringSpec,
     SourceSpec,
-    manifest_to_json,
+    write_manifest,
 )
 from pcrun.preprocess import PreprocessSpec, preprocess
 from pcrun.records import to_jsonable
@@ -130,8 +129,8 @@ def build_bundle(
             embedded = embedded.with_projection(config, plan.bank, scratch, step)
         with steps.step("coreset", _bank_size(embedded, plan, config)) as step:
             bank = choose_memory_bank(embedded, plan.bank, config, step)
-        with steps.step("index"):
-            index = write_memory_bank(bank, config, folder)
+        with steps.step("index", len(bank.rows)) as step:
+            index = write_memory_bank(bank, config, folder, step)
             unseen = plan.folds[0] if plan.held_out else plan.bank
             search = measure_bank_search(
                 index, bank, embedded, unseen, config, config.threads or available_cores()
@@ -166,7 +165,7 @@ def _finish(
     steps: Steps,
 ) -> Manifest:
     """Everything that is measured with the deployed bundle: thresholds, accuracy, golden samples, report."""
-    (folder / MANIFEST_NAME).write_bytes(manifest_to_json(manifest))
+    write_manifest(folder, manifest)
     detector = _deployed(folder, config)
     scores = score_normals(plan, embedded, detector, reader, config, steps)
     thresholds = choose_thresholds(scores, plan, config, steps)
@@ -189,7 +188,7 @@ def _finish(
 def _verify(folder: Path, manifest: Manifest, steps: Steps) -> tuple[str, int]:
     """Write the final manifest, open the bundle as a device would, and replay its golden samples."""
     with steps.step("verify"):
-        (folder / MANIFEST_NAME).write_bytes(manifest_to_json(manifest))
+        write_manifest(folder, manifest)
         bundle = Bundle.load(folder)
         limit = _limit(manifest)
         report = run_selftest(AnomalyDetector.load(bundle, threshold=limit, pixel_threshold=limit))
@@ -200,7 +199,7 @@ def _verify(folder: Path, manifest: Manifest, steps: Steps) -> tuple[str, int]:
                 f"(relative difference {worst:.2g}). Expected the same scores; "
                 "report this with the versions in use. Nothing was written."
             )
-        size = sum(entry.bytes for entry in manifest.files.values()) + (folder / MANIFEST_NAME).stat().st_size
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         return bundle.digest, size
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pcexport.errors import BuildError
 from pcrun.bundle import Bundle, file_entry
-from pcrun.manifest import MANIFEST_NAME, FileEntry
+from pcrun.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, FileEntry
 from pcrun.types import AnyArray
 
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: equal bundles give equal zips
@@ -43,15 +43,18 @@ def check_output(output: Path, *, force: bool) -> None:
             f"{output} exists already. Expected a new name; "
             "pass --force to replace it when the build is done."
         )
-    if (
-        output.exists()
-        and output.is_dir()
-        and not (output / MANIFEST_NAME).is_file()
-        and any(output.iterdir())
-    ):
-        raise BuildError(
-            f"{output} is a folder but not a bundle: it will not be replaced. Choose another -o."
-        )
+    if output.exists() and not _looks_like_a_bundle(output):
+        raise BuildError(f"{output} is not a bundle: it will not be replaced. Choose another -o.")
+
+
+def _looks_like_a_bundle(path: Path) -> bool:
+    """Whether replacing `path` loses nothing but a bundle; an empty folder counts as one."""
+    if path.is_dir():
+        return (path / MANIFEST_NAME).is_file() or not any(path.iterdir())
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return MANIFEST_NAME in archive.namelist()
 
 
 def publish(staged: Path, output: Path) -> None:
@@ -105,7 +108,7 @@ def pack_bundle(bundle_path: Path, output: Path, *, force: bool) -> int:
     with staging_folder(output) as folder:
         staged = folder / output.name
         with zipfile.ZipFile(staged, "w", zipfile.ZIP_STORED) as archive:
-            for name in [MANIFEST_NAME, *sorted(bundle.manifest.files)]:
+            for name in [MANIFEST_NAME, MANIFEST_DIGEST_NAME, *sorted(bundle.manifest.files)]:
                 info = zipfile.ZipInfo(name, _ZIP_DATE)
                 info.external_attr = 0o644 << 16
                 archive.writestr(info, (bundle_path / name).read_bytes())

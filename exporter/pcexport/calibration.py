@@ -58,7 +58,7 @@ def plan_calibration(images: int, config: BuildConfig) -> CalibrationPlan:
     if images < 2:
         raise BuildError(
             f"{images} normal image cannot give a threshold: at least 2 are needed, some hundred are better. "
-            "Add images, or pass --calibration none and give `pcrun` a --threshold."
+            "Add images, or pass --calibration none and give `pcrun` --threshold and --pixel-threshold."
         )
     shuffled = np.random.default_rng(config.seed).permutation(images)
     if method == "kfold":
@@ -77,7 +77,7 @@ def choose_threshold(scores: Sequence[float], *, rate: float, method: str) -> Th
         method: how the images were kept apart, for the record.
 
     Returns:
-        The threshold with its expected rate and 95 % upper bound. When there are too few images for `rate`,
+        The threshold with its expected rate and 95% upper bound. When there are too few images for `rate`,
         it is the largest score, and the expected rate says what that supports.
     """
     n = len(scores)
@@ -95,7 +95,7 @@ def choose_threshold(scores: Sequence[float], *, rate: float, method: str) -> Th
 
 
 def images_needed(rate: float) -> tuple[int, int]:
-    """Normal images for which the expected rate, and its 95 % upper bound, can reach `rate` at all."""
+    """Normal images for which the expected rate, and its 95% upper bound, can reach `rate` at all."""
     expected = math.ceil(1 / rate - 1 - 1e-9)
     bound = math.ceil(math.log(1 - _CONFIDENCE) / math.log(1 - rate) - 1e-9)
     return max(1, expected), max(1, bound)
@@ -109,12 +109,12 @@ def shortage_warning(threshold: ThresholdSpec) -> str | None:
         return (
             f"{threshold.images} normal images cannot support a false-alarm rate of {rate:.2%}: "
             f"the threshold is their largest score, expected rate {threshold.false_alarm_rate_expected:.2%}. "
-            f"{for_expected} images would do, {for_bound} for 95 % confidence."
+            f"{for_expected} images would do, {for_bound} for 95% confidence."
         )
     if threshold.images < for_bound:
         return (
             f"The false-alarm rate of {rate:.2%} is expected, but with {threshold.images} normal images only "
-            f"{threshold.false_alarm_rate_upper_95:.2%} is certain at 95 %. "
+            f"{threshold.false_alarm_rate_upper_95:.2%} is certain at 95%. "
             f"{for_bound} images could bring the bound to it."
         )
     return None

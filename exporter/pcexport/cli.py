@@ -145,7 +145,7 @@ def demo(out: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script."""
-    return run_command(cli, "pcexport", argv)
+    return run_command(cli, "pcexport", argv, extras="export,cpu")
 
 
 if __name__ == "__main__":

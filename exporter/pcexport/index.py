@@ -1,5 +1,6 @@
 """The HNSW index and the neighbour lists that go into a bundle."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import hnswlib
@@ -14,19 +15,30 @@ RECALL_WANTED = 0.98
 _BLOCK_ROWS = 1024
 
 
-def build_index(rows: FloatArray, *, m: int, ef_construction: int, seed: int) -> hnswlib.Index:
+def build_index(
+    rows: FloatArray,
+    *,
+    m: int,
+    ef_construction: int,
+    seed: int,
+    progress: Callable[[int], None] = lambda inserted: None,
+) -> hnswlib.Index:
     """Insert the memory bank into an HNSW graph.
 
-    One thread and one call: the order of insertion shapes the graph, and two equal builds must give equal
+    One thread, row after row: the order of insertion shapes the graph, and two equal builds must give equal
     bytes.
 
     Args:
         rows: (count, dim) float32.
         m, ef_construction, seed: see `IndexSpec`.
+        progress: called with the number of rows inserted so far.
     """
     index = hnswlib.Index(space="l2", dim=rows.shape[1])
     index.init_index(max_elements=len(rows), ef_construction=ef_construction, M=m, random_seed=seed)
-    index.add_items(rows, np.arange(len(rows)), num_threads=1)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        index.add_items(block, np.arange(start, start + len(block)), num_threads=1)
+        progress(start + len(block))
     return index
 
 

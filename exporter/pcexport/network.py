@@ -52,6 +52,7 @@ def trace_network(config: BuildConfig, preprocess: PreprocessSpec) -> TracedNetw
         grid_hw=parse_size(config.grid),
     )
     batch = parse_batch(config.batch)
+    _check_grid(module.grid_hw, config)
     onnx = trace_to_onnx(module, input_hw=preprocess.input_hw, batch=batch, opset=config.opset)
     spec = EmbeddingSpec(
         backbone=config.backbone,
@@ -72,6 +73,16 @@ def trace_network(config: BuildConfig, preprocess: PreprocessSpec) -> TracedNetw
         output_name=OUTPUT_NAME,
     )
     return TracedNetwork(onnx, spec, module)
+
+
+def _check_grid(grid_hw: tuple[int, int], config: BuildConfig) -> None:
+    """A grid finer than the image's pixels holds nothing new, and may not fit into any memory."""
+    if grid_hw[0] > config.crop_hw[0] or grid_hw[1] > config.crop_hw[1]:
+        raise BuildError(
+            f"grid {grid_hw[0]}x{grid_hw[1]} is finer than the input of "
+            f"{config.crop_hw[0]}x{config.crop_hw[1]} px. "
+            "Expected at most one patch per pixel; choose a smaller --grid."
+        )
 
 
 def open_embedder(

@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import jinja2
@@ -21,6 +20,15 @@ from pcexport.calibration import images_needed, shortage_warning
 from pcexport.evaluate import TestScore
 from pcexport.images import ImageReader
 from pcexport.report_chart import ScoreGroup, draw_scores
+from pcexport.report_format import (
+    format_bytes,
+    format_count,
+    format_l2,
+    format_rate,
+    format_small,
+    format_value,
+    out_of,
+)
 from pcexport.thresholds import NormalScores
 from pcrun.detector import AnomalyDetector
 from pcrun.manifest import Manifest, ThresholdSpec
@@ -30,7 +38,6 @@ from pcrun.result import AnomalyResult, Region
 from pcrun.types import UInt8Array
 
 _TEMPLATE = "report.html.j2"
-_ABSENT = "–"
 _MAX_PICTURES = 12
 _MAX_PICTURE_HW = (480, 320)
 _JPEG_QUALITY = 85
@@ -236,68 +243,3 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals.update(out_of=out_of)
     return environment
-
-
-def format_l2(value: float | None) -> str:
-    """Four significant digits: 2.346, 12,346, 0.01235."""
-    if value is None or not math.isfinite(value):
-        return _ABSENT
-    if value != 0 and abs(value) < 1e-4:
-        return format_small(value)
-    digits = 3 if value == 0 else min(7, max(0, 3 - math.floor(math.log10(abs(value)))))
-    return f"{value:,.{digits}f}"
-
-
-def format_rate(value: float | None) -> str:
-    """Percent with two decimals; what is not 0 or 1 is never shown as 0 % or 100 %."""
-    if value is None or not math.isfinite(value):
-        return _ABSENT
-    if value in (0, 1):
-        return f"{value:.0%}"
-    if 0 < value < 0.0001:
-        return "<0.01%"
-    return ">99.99%" if 0.9999 < value < 1 else f"{value:.2%}"
-
-
-def format_count(value: float) -> str:
-    """A whole number with thousands separators."""
-    return f"{value:,.0f}"
-
-
-def format_small(value: float | None) -> str:
-    """Two significant digits, with a power of ten where the number is small: 3.1 × 10⁻⁶."""
-    if value is None or not math.isfinite(value):
-        return _ABSENT
-    if value == 0 or abs(value) >= 1e-3:
-        return f"{value:.2g}"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{mantissa} × 10{power}"
-
-
-def format_bytes(value: int) -> str:
-    """Decimal units, three digits at most."""
-    size = float(value)
-    for unit in ("B", "kB", "MB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} GB"
-
-
-def format_value(value: Any) -> str:
-    """A configuration value as a person would write it."""
-    if value is None:
-        return _ABSENT
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(format_value(item) for item in value)
-    return str(value)
-
-
-def out_of(threshold: ThresholdSpec) -> tuple[int, int, int]:
-    """Both false-alarm rates as counts: (expected, at most with 95 % confidence, of how many)."""
-    rate, upper = threshold.false_alarm_rate_expected, threshold.false_alarm_rate_upper_95
-    total = next((n for n in (100, 1_000, 10_000, 100_000) if rate * n >= 5), 1_000_000)
-    return round(rate * total), min(total, math.ceil(upper * total - 1e-9)), total

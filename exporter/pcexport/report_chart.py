@@ -12,10 +12,10 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pcexport.report_format import format_l2
 from pcrun.types import Int64Array
 
 Edges: TypeAlias = npt.NDArray[np.float64]
@@ -30,6 +30,7 @@ _THEMED = {
     _ANOMALOUS: "var(--alarm)",
     _CARD: "var(--card)",
 }
+_MARGIN = 10  # px
 _MAX_ROWS = 14
 _MAX_NAME = 24
 _MIN_BINS, _MAX_BINS = 16, 44
@@ -90,25 +91,18 @@ def draw_scores(groups: Sequence[ScoreGroup], threshold: float | None, *, wide: 
     rows = _rows(groups)
     if not rows:
         return None
-    shape = _WIDE if wide else _NARROW
     with matplotlib.rc_context(), warnings.catch_warnings():
         # A class name in a script that matplotlib's font lacks is drawn by the browser.
         warnings.simplefilter("ignore", UserWarning)
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "pcexport", "font.size": 12.5})
-        height = shape.top + shape.row * len(rows) + shape.bottom
-        figure = Figure(figsize=(shape.width / 72, height / 72), dpi=72)
-        figure.patch.set_visible(False)
-        axes = _axes(figure, shape, height)
         edges = _bin_edges([score for _, scores in rows for score in scores], threshold)
-        axes.set_xlim(edges[0], edges[-1])
-        axes.set_ylim(height - shape.bottom, shape.top)
-        _draw_grid(axes, shape, height)
+        chart = _Chart(_WIDE if wide else _NARROW, len(rows), edges, threshold)
+        chart.draw_grid()
         for position, (name, scores) in enumerate(rows):
-            _draw_row(axes, shape, position, name, scores, edges, threshold)
-        if threshold is not None:
-            _draw_threshold(axes, shape, threshold, edges, height)
-        return _themed(figure)
+            chart.draw_row(position, name, scores)
+        chart.draw_threshold()
+        return _themed(chart.figure)
 
 
 def _rows(groups: Sequence[ScoreGroup]) -> list[tuple[str, tuple[float, ...]]]:
@@ -146,94 +140,88 @@ def _counts(scores: Sequence[float], edges: Edges) -> Int64Array:
     return np.bincount(bins.clip(0, len(edges) - 2), minlength=len(edges) - 1).astype(np.int64)
 
 
-def _axes(figure: Figure, shape: _Shape, height: int) -> Axes:
-    """Axes whose vertical unit is one pixel, counted from the top."""
-    margin = 10
-    plot_width = shape.width - shape.gutter - 2 * margin
-    axes = figure.add_axes(
-        (
-            (shape.gutter + margin) / shape.width,
-            shape.bottom / height,
-            plot_width / shape.width,
-            1 - (shape.top + shape.bottom) / height,
+class _Chart:
+    """Axes whose vertical unit is one pixel, counted from the top, and what is drawn on them."""
+
+    def __init__(self, shape: _Shape, rows: int, edges: Edges, threshold: float | None) -> None:
+        self.shape = shape
+        self.edges = edges
+        self.threshold = threshold
+        height = shape.top + shape.row * rows + shape.bottom
+        self.floor = height - shape.bottom
+        self.figure = Figure(figsize=(shape.width / 72, height / 72), dpi=72)
+        self.figure.patch.set_visible(False)
+        left, width = shape.gutter + _MARGIN, shape.width - shape.gutter - 2 * _MARGIN
+        self.axes = self.figure.add_axes(
+            (left / shape.width, shape.bottom / height, width / shape.width, shape.row * rows / height)
         )
-    )
-    axes.patch.set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_yticks([])
-    axes.tick_params(bottom=False, colors=_MUTED, pad=6)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=shape.ticks))
-    axes.ticklabel_format(axis="x", useOffset=False, style="plain")
-    axes.set_xlabel("image score (L2)", color=_MUTED, labelpad=5)
-    return axes
+        self.axes.set_xlim(edges[0], edges[-1])
+        self.axes.set_ylim(self.floor, shape.top)
+        self._style_axes()
 
+    def _style_axes(self) -> None:
+        self.axes.patch.set_visible(False)
+        for spine in self.axes.spines.values():
+            spine.set_visible(False)
+        self.axes.set_yticks([])
+        self.axes.tick_params(bottom=False, colors=_MUTED, pad=6)
+        self.axes.xaxis.set_major_locator(MaxNLocator(nbins=self.shape.ticks))
+        self.axes.ticklabel_format(axis="x", useOffset=False, style="plain")
+        self.axes.set_xlabel("image score (L2)", color=_MUTED, labelpad=5)
 
-def _draw_grid(axes: Axes, shape: _Shape, height: int) -> None:
-    low, high = axes.get_xlim()
-    for tick in axes.get_xticks():
-        if low <= tick <= high:
-            axes.plot(
-                [tick, tick], [shape.top, height - shape.bottom], color=_LINE, linewidth=1, clip_on=False, zorder=0
-            )
+    def draw_grid(self) -> None:
+        for tick in self.axes.get_xticks():
+            if self.edges[0] <= tick <= self.edges[-1]:
+                self._line((tick, tick), (self.shape.top, self.floor), _LINE, width=1, zorder=0)
 
+    def draw_row(self, position: int, name: str, scores: Sequence[float]) -> None:
+        base = self.shape.top + (position + 1) * self.shape.row - 2
+        counts = _counts(scores, self.edges)
+        for count, left, right in zip(counts, self.edges[:-1], self.edges[1:], strict=True):
+            if count:
+                anomalous = self.threshold is not None and left >= self.threshold
+                # At least 2 px, so that a single image among hundreds is seen.
+                tall = max(2.0, self.shape.bar * count / counts.max())
+                self._bar(left, right, base, tall, _ANOMALOUS if anomalous else _NORMAL)
+        self._line((self.edges[0], self.edges[-1]), (base, base), _MUTED, width=0.8)
+        self._write_name(base, name, f"{len(scores):,} image{'s' if len(scores) != 1 else ''}")
 
-def _draw_row(
-    axes: Axes,
-    shape: _Shape,
-    position: int,
-    name: str,
-    scores: Sequence[float],
-    edges: Edges,
-    threshold: float | None,
-) -> None:
-    base = shape.top + (position + 1) * shape.row - 2
-    counts = _counts(scores, edges)
-    for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
-        if count:
-            colour = _ANOMALOUS if threshold is not None and left >= threshold else _NORMAL
-            gap = (right - left) * 0.08
-            # At least 2 px, so that a single image among hundreds is seen.
-            tall = max(2.0, shape.bar * count / counts.max())
-            axes.bar(
-                left + gap, -tall, right - left - 2 * gap, base, align="edge", color=colour, clip_on=False
-            )
-    axes.plot([edges[0], edges[-1]], [base, base], color=_MUTED, linewidth=0.8, clip_on=False)
-    _write_name(axes, shape, base, name, f"{len(scores):,} image{'s' if len(scores) != 1 else ''}")
+    def draw_threshold(self) -> None:
+        if self.threshold is None:
+            return
+        self._line((self.threshold, self.threshold), (self.shape.top - 6, self.floor), _INK, width=1.4)
+        where = (self.threshold - self.edges[0]) / (self.edges[-1] - self.edges[0])
+        align = "left" if where < 0.2 else "right" if where > 0.8 else "center"
+        text = f"threshold {format_l2(self.threshold)}"
+        self.axes.text(self.threshold, self.shape.top - 12, text, color=_INK, ha=align, clip_on=False)
 
+    def _write_name(self, base: float, name: str, images: str) -> None:
+        """The row's name and size: left of the bars, or above them."""
+        style: dict[str, Any] = {
+            "clip_on": False,
+            "parse_math": False,  # a class name may hold dollar signs
+            "transform": self.axes.get_yaxis_transform(),
+        }
+        if self.shape.gutter:
+            left = -(self.shape.gutter + 8) / (self.shape.width - self.shape.gutter - 2 * _MARGIN)
+            self.axes.text(left, base - 21, name, color=_INK, **style)
+            self.axes.text(left, base - 4, images, color=_MUTED, **style)
+        else:
+            # On a patch of the page's colour, so that no line runs through the names.
+            style["bbox"] = {"facecolor": _CARD, "edgecolor": "none", "pad": 1.5, "clip_on": False}
+            above = base - self.shape.bar - 7
+            self.axes.text(0, above, name, color=_INK, **style)
+            self.axes.text(1, above, images, color=_MUTED, ha="right", **style)
 
-def _write_name(axes: Axes, shape: _Shape, base: float, name: str, images: str) -> None:
-    """The row's name and size: left of the bars, or above them."""
-    transform = axes.get_yaxis_transform()
-    style: dict[str, Any] = {"clip_on": False, "parse_math": False, "transform": transform}
-    if shape.gutter:
-        left = -(shape.gutter + 8) / (shape.width - shape.gutter - 20)
-        axes.text(left, base - 21, name, color=_INK, **style)
-        axes.text(left, base - 4, images, color=_MUTED, **style)
-    else:
-        # Names stand on a patch of the page's colour, so that no line runs through them.
-        style["bbox"] = {"facecolor": _CARD, "edgecolor": "none", "pad": 1.5, "clip_on": False}
-        axes.text(0, base - shape.bar - 7, name, color=_INK, **style)
-        axes.text(1, base - shape.bar - 7, images, color=_MUTED, ha="right", **style)
+    def _bar(self, left: float, right: float, base: float, tall: float, colour: str) -> None:
+        gap = (right - left) * 0.08
+        width = right - left - 2 * gap
+        self.axes.bar(left + gap, -tall, width, base, align="edge", color=colour, clip_on=False)
 
-
-def _draw_threshold(
-    axes: Axes,
-    shape: _Shape,
-    threshold: float,
-    edges: Edges,
-    height: int,
-) -> None:
-    axes.plot(
-        [threshold, threshold],
-        [shape.top - 6, height - shape.bottom],
-        color=_INK,
-        linewidth=1.4,
-        clip_on=False,
-    )
-    where = (threshold - edges[0]) / (edges[-1] - edges[0])
-    align = "left" if where < 0.2 else "right" if where > 0.8 else "center"
-    axes.text(threshold, shape.top - 12, f"threshold {threshold:.4g}", color=_INK, ha=align, clip_on=False)
+    def _line(
+        self, x: tuple[float, float], y: tuple[float, float], colour: str, *, width: float, zorder: float = 2
+    ) -> None:
+        self.axes.plot(x, y, color=colour, linewidth=width, clip_on=False, zorder=zorder)
 
 
 def _themed(figure: Figure) -> Markup:

@@ -68,6 +68,8 @@ class RowFile:
         """Add (n, dim) float32 rows at the end."""
         if rows.shape[1] != self._dim:
             raise ValueError(f"rows must have {self._dim} columns, got {rows.shape[1]}")
+        if len(rows) == 0:  # memoryview cannot cast an empty array
+            return
         self._file.seek(0, 2)
         self._write_all(np.ascontiguousarray(rows, np.float32).data.cast("B"))
         self._count += len(rows)

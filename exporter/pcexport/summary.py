@@ -1,17 +1,21 @@
 """Tables for people: what a build made, what a bundle is, which backbones there are."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 
 from pcexport.backbones.registry import list_backbones
-from pcexport.build import BuildSummary
 from pcrun.bundle import Bundle
 from pcrun.manifest import Manifest, ThresholdSpec
 
+if TYPE_CHECKING:
+    from pcexport.build import BuildSummary
 
-def print_summary(summary: BuildSummary) -> None:
+
+def print_summary(summary: "BuildSummary") -> None:
     """The table at the end of `pcexport build`."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(_facts_table(summary.manifest, f"{summary.output}  ({summary.bytes / 1e6:.1f} MB)"))
     times = Table(title="seconds per step", title_justify="left")
     times.add_column("step")
@@ -26,7 +30,7 @@ def print_summary(summary: BuildSummary) -> None:
 
 def print_bundle(bundle: Bundle) -> None:
     """What `pcexport inspect` shows."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     table = _facts_table(bundle.manifest, str(bundle.path))
     table.add_row("digest", bundle.digest)
     for name, entry in sorted(bundle.manifest.files.items()):
@@ -87,7 +91,7 @@ def _threshold(spec: ThresholdSpec | None) -> str:
     return (
         f"{spec.value:.4f} ({spec.method}, {spec.images} normal images; false-alarm rate "
         f"{spec.false_alarm_rate_expected:.2%} expected, "
-        f"at most {spec.false_alarm_rate_upper_95:.2%} at 95 %)"
+        f"at most {spec.false_alarm_rate_upper_95:.2%} at 95%)"
     )
 
 

@@ -53,7 +53,9 @@ def choose_thresholds(
 ) -> tuple[ThresholdSpec, ThresholdSpec] | None:
     """Image and pixel threshold at the configured false-alarm rate; None when calibration is off."""
     if not scores.image_scores:
-        steps.warn("no threshold was chosen (--calibration none): pcrun will need --threshold")
+        steps.warn(
+            "no threshold was chosen (--calibration none): pcrun needs --threshold and --pixel-threshold"
+        )
         return None
     image = choose_threshold(scores.image_scores, rate=config.false_alarm_rate, method=plan.method)
     pixel = choose_threshold(scores.map_maxima, rate=config.false_alarm_rate, method=plan.method)
