@@ -26,7 +26,18 @@ def measure_build(data: str, flags: list[str], output: Path, name: str) -> dict[
         PcError: the build failed (its messages went to standard error).
     """
     with tempfile.TemporaryDirectory(prefix="pcbench-") as folder:
-        command = ["pcexport", "build", data, "-o", str(Path(folder) / "bench.pcbundle"), "--json", *flags]
+        # The exporter of this environment, whatever else is on the path.
+        command = [
+            sys.executable,
+            "-m",
+            "pcexport.cli",
+            "build",
+            data,
+            "-o",
+            str(Path(folder) / "bench.pcbundle"),
+            "--json",
+            *flags,
+        ]
         started = time.perf_counter()
         process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         wall_s = time.perf_counter() - started

@@ -86,8 +86,7 @@ def _stages_table(results: list[dict[str, Any]]) -> str:
             values = " | ".join(f"{result['median_ms'][level][stage]:.1f}" for stage in _STAGES)
             rows.append(f"| {result['name']}, bank {result['bank']:,} | {search} | {values} |")
     first = results[0]
-    frames = first["images"] - first["warm_up_frames"]
-    note = f"{frames} images after {first['warm_up_frames']} of warm-up, {first['threads']} threads"
+    note = f"{first['images']} images, warm-up of {first['warm_up']} dropped, {first['threads']} threads"
     return "\n".join([*rows, "", f"{note}, provider {first['provider']}. {_device(first)}"])
 
 
