@@ -1,0 +1,63 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+BundleMaker = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def realdata_dir() -> Path:
+    """The folder of real images and weights, which is not part of the project; skips where it is absent."""
+    named = os.environ.get("PCEDGE_DATA")
+    path = Path(named) if named else PROJECT_ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"real data not found at {path}; set PCEDGE_DATA to its folder")
+    return path
+
+
+@pytest.fixture(scope="session")
+def made_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleMaker:
+    """Makes tiny bundles, one per choice of arguments and session; shared by all tests, so read only."""
+    for module in ("hnswlib", "onnx", "onnxruntime"):
+        pytest.importorskip(module, reason=f"{module} is not installed: the tiny bundle is made with it")
+    from tests.data.make_tiny_bundle import make_tiny_bundle
+
+    made: dict[str, Path] = {}
+
+    def make(**arguments: Any) -> Path:
+        key = repr(sorted(arguments.items()))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("made") / "tiny.pcbundle"
+            make_tiny_bundle(made[key], **arguments)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def copied_bundle(made_bundle: BundleMaker, tmp_path: Path) -> BundleMaker:
+    """Like `made_bundle`, but every call gives a new copy that belongs to this test alone."""
+    copies: list[Path] = []
+
+    def copy(**arguments: Any) -> Path:
+        path = tmp_path / f"copy{len(copies)}.pcbundle"
+        copies.append(path)
+        return Path(shutil.copytree(made_bundle(**arguments), path))
+
+    return copy
+
+
+@pytest.fixture
+def tiny_bundle(copied_bundle: BundleMaker) -> Path:
+    """A copy of the plain tiny bundle that belongs to this test alone."""
+    return copied_bundle()

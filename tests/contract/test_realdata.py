@@ -1,0 +1,175 @@
+"""Real magnetic tiles, real ImageNet weights: the bundle scores as plain PyTorch with brute force does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torchvision
+from sklearn.metrics import roc_auc_score
+
+from pcexport.cli import main as pcexport
+from pcexport.datasets import find_dataset
+from pcrun import AnomalyDetector
+from pcrun.cli import main as pcrun
+from pcrun.preprocess import map_on_original
+
+pytestmark = pytest.mark.realdata
+
+WEIGHTS = "weights/resnet18_torchvision_conv1-layer3.pth"
+TRAIN_IMAGES = 80
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class PlainPatchCore:
+    """PatchCore as one would write it in PyTorch without this project: hooks, pooling, torch.cdist."""
+
+    def __init__(self, weights: Path, bank: np.ndarray) -> None:
+        self.model = torchvision.models.resnet18().eval()
+        self.model.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+        self.maps: dict[str, torch.Tensor] = {}
+        for name in ("layer2", "layer3"):
+            self.model.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, name=name: self.maps.__setitem__(name, output)
+            )
+        self.bank = torch.from_numpy(np.array(bank)).double()
+
+    @torch.inference_mode()
+    def score(self, path: Path) -> float:
+        self.model(self._prepare(path))
+        pooled = [torch.nn.functional.avg_pool2d(self.maps[k], 3, 1, 1) for k in ("layer2", "layer3")]
+        deep = torch.nn.functional.interpolate(pooled[1], size=(28, 28), mode="bilinear", align_corners=False)
+        patches = torch.cat([pooled[0], deep], 1)[0].flatten(1).T.double()
+        distances = torch.cdist(patches, self.bank, compute_mode="donot_use_mm_for_euclid_dist")
+        return float(distances.min(dim=1).values.max())
+
+    @staticmethod
+    def _prepare(path: Path) -> torch.Tensor:
+        image = cv2.imread(str(path))
+        height, width = image.shape[:2]
+        # Area averaging along the axes that shrink, bilinear along those that grow.
+        image = cv2.resize(image, (min(width, 224), min(height, 224)), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, (224, 224), interpolation=cv2.INTER_LINEAR)[:, :, ::-1]
+        tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+        return torchvision.transforms.functional.normalize(tensor, MEAN, STD)
+
+
+def subset_of_tiles(source: Path, target: Path) -> Path:
+    """A smaller data set of the same layout: links to some normal tiles, and two tiles of each defect."""
+    split = json.loads((source / "split.json").read_text())
+    small = {"train_good": split["train_good"][:: 761 // TRAIN_IMAGES], "test_good": split["test_good"][::20]}
+    (target / "MT_Free" / "Imgs").mkdir(parents=True)
+    for name in (*small["train_good"], *small["test_good"]):
+        (target / "MT_Free" / "Imgs" / name).symlink_to(source / "MT_Free" / "Imgs" / name)
+    for folder in sorted(source.glob("MT_*")):
+        if folder.name != "MT_Free":
+            (target / folder.name / "Imgs").mkdir(parents=True)
+            for image in sorted((folder / "Imgs").glob("*.jpg"))[:2]:
+                (target / folder.name / "Imgs" / image.name).symlink_to(image)
+    (target / "split.json").write_text(json.dumps(small))
+    return target
+
+
+@pytest.fixture(scope="module")
+def tiles(realdata_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return subset_of_tiles(realdata_dir / "mtd", tmp_path_factory.mktemp("tiles") / "mtd")
+
+
+@pytest.fixture(scope="module")
+def bundle(tiles: Path, realdata_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("bundle") / "tiles.pcbundle"
+    assert pcexport(["build", str(tiles), "-o", str(output), "--weights", str(realdata_dir / WEIGHTS)]) == 0
+    return output
+
+
+def test_every_score_equals_plain_pytorch_with_brute_force(
+    bundle: Path, tiles: Path, realdata_dir: Path
+) -> None:
+    detector = AnomalyDetector.load(bundle)
+    assert detector.search == "hnsw"
+    plain = PlainPatchCore(realdata_dir / WEIGHTS, detector.bundle.memory_bank)
+    dataset = find_dataset(str(tiles))
+    paths = [image.path for image in dataset.test] + list(dataset.normal[:5])
+    assert len(paths) >= 20
+    for path in paths:
+        assert detector(cv2.imread(str(path))).image_score == pytest.approx(plain.score(path), rel=1e-3)
+
+
+def test_certified_scores_equal_exact_search_at_the_smallest_ef(bundle: Path, tiles: Path) -> None:
+    certified = AnomalyDetector.load(bundle, ef=1)
+    trusting = AnomalyDetector.load(bundle, ef=1, exactness="none")
+    exact = AnomalyDetector.load(bundle, exactness="full")
+    images = [cv2.imread(str(image.path)) for image in find_dataset(str(tiles)).test]
+    truth = np.array([exact(image).image_score for image in images])
+    assert np.allclose([certified(image).image_score for image in images], truth, rtol=1e-5)
+    # Without the certificate some scores are wrong, or this test would show nothing.
+    assert max(trusting(image).image_score / true for image, true in zip(images, truth, strict=True)) > 1.001
+
+
+def test_accuracy_in_the_manifest_is_scikit_learns(bundle: Path, tiles: Path) -> None:
+    detector = AnomalyDetector.load(bundle)
+    test = find_dataset(str(tiles)).test
+    results = [detector(cv2.imread(str(image.path))) for image in test]
+    labels = [image.is_defective for image in test]
+    accuracy = detector.manifest.accuracy
+    assert accuracy is not None
+    assert accuracy.image_auroc == pytest.approx(roc_auc_score(labels, [r.image_score for r in results]))
+    assert accuracy.misses == sum(not r.is_anomalous for r, bad in zip(results, labels, strict=True) if bad)
+    assert accuracy.false_alarms == sum(
+        r.is_anomalous for r, bad in zip(results, labels, strict=True) if not bad
+    )
+
+
+def test_the_map_peaks_at_the_drawn_defect(bundle: Path, realdata_dir: Path) -> None:
+    """On most blowhole tiles the hottest pixel, in original coordinates, lies within 12 px of the mask."""
+    detector = AnomalyDetector.load(bundle)
+    paths = sorted((realdata_dir / "mtd" / "MT_Blowhole" / "Imgs").glob("*.jpg"))[:20]
+    hits = 0
+    for path in paths:
+        image = cv2.imread(str(path))
+        heat = map_on_original(detector(image).anomaly_map, image.shape[:2], detector.manifest.preprocess)
+        mask = cv2.imread(str(path.with_suffix(".png")), cv2.IMREAD_GRAYSCALE) > 127
+        near = cv2.dilate(mask.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
+        hits += bool(near[np.unravel_index(heat.argmax(), heat.shape)])
+    assert hits >= 0.6 * len(paths)
+
+
+def test_video_frames_are_scored_one_line_each(
+    bundle: Path, realdata_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = realdata_dir / "videos" / "bottle-detection.mp4"
+    assert (
+        pcrun(["--bundle", str(bundle), "--video", str(video), "--max-frames", "5", "--format", "jsonl"]) == 0
+    )
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["frame"] for record in records] == [0, 1, 2, 3, 4]
+    assert all(record["verdict"] == "anomalous" for record in records)  # bottles are no magnetic tiles
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_auroc_of_the_full_split_is_the_same_exact_and_through_the_bundle(
+    realdata_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "mtd.pcbundle"
+    arguments = [
+        "build",
+        str(realdata_dir / "mtd"),
+        "-o",
+        str(output),
+        "--weights",
+        str(realdata_dir / WEIGHTS),
+    ]
+    assert pcexport([*arguments, "--seed", "0", "--no-evaluate"]) == 0
+    exact, deployed = AnomalyDetector.load(output, exactness="full"), AnomalyDetector.load(output)
+    test = find_dataset(str(realdata_dir / "mtd")).test
+    images = [cv2.imread(str(image.path)) for image in test]
+    labels = [image.is_defective for image in test]
+    exact_auroc = roc_auc_score(labels, [exact(image).image_score for image in images])
+    deployed_auroc = roc_auc_score(labels, [deployed(image).image_score for image in images])
+    assert exact_auroc >= 0.965
+    assert round(deployed_auroc, 4) == round(exact_auroc, 4)
