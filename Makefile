@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# Test processes. Each may hold torch (about 1 GB), and the builds inside use threads of their own.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
@@ -18,7 +20,7 @@ export HNSWLIB_NO_NATIVE ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types venv clean
+.PHONY: help demo test lint types runtime venv clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -27,7 +29,7 @@ demo: $(VENV)/.installed  ## Install .[export,cpu], build a bundle from made-up 
 	$(BIN)/pcexport demo --out demo
 
 test: $(VENV)/.installed-dev  ## Install everything and run the tests; PYTEST_ARGS="-k coreset -x" is passed on
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -35,6 +37,17 @@ lint: $(VENV)/.installed-dev  ## ruff: rules and formatting
 
 types: $(VENV)/.installed-dev  ## mypy: strict on pcrun
 	$(BIN)/mypy
+
+# The device's side: an environment with the runtime and onnxruntime alone must run a bundle.
+runtime: $(VENV)-runtime/.installed  ## Install .[cpu] without torch into .venv-runtime and replay a bundle with it
+	$(VENV)-runtime/bin/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is not None)"
+	$(VENV)-runtime/bin/pcrun selftest --bundle tests/data/tiny_schema1.pcbundle
+
+$(VENV)-runtime/.installed: $(INSTALL_INPUTS)
+	$(MAKE) --no-print-directory VENV=$(VENV)-runtime $(VENV)-runtime/bin/pip
+	$(VENV)-runtime/bin/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e ".[cpu]"
+	@$(VENV)-runtime/bin/python scripts/check_opencv.py
+	@touch $@
 
 venv: $(VENV)/.installed-dev  ## Only create the virtual environment, with everything in it
 
