@@ -1,0 +1,42 @@
+"""What a build will take, said before it starts."""
+
+import shutil
+from pathlib import Path
+
+from pcexport.config import BuildConfig
+from pcexport.coreset import coreset_size
+from pcexport.errors import BuildError
+from pcexport.network import TracedNetwork
+from pcexport.progress import Steps
+
+# Resident memory besides the memory bank, measured: torch, onnxruntime and the coreset's working set.
+_BASE_MEMORY_BYTES = 1_200_000_000
+
+
+def announce_needs(
+    images: int, network: TracedNetwork, config: BuildConfig, staging: Path, steps: Steps
+) -> None:
+    """Say what the build will take before it starts, and refuse when the disk cannot hold it.
+
+    Raises:
+        BuildError: too little free disk space.
+    """
+    patches = images * network.spec.patches
+    entries = coreset_size(patches, ratio=config.coreset_ratio, size=config.coreset_size)
+    projected = min(config.projection_dim, network.spec.dim) if config.projection != "none" else 0
+    bank_bytes = entries * network.spec.dim * 4
+    # The bank is written twice: as rows, and inside the index.
+    disk = patches * (network.spec.dim + projected) * 4 + 2 * bank_bytes + len(network.onnx)
+    # The bank is held as rows, by the index, and once more while either is written.
+    memory = _BASE_MEMORY_BYTES + 4 * bank_bytes + 3 * len(network.onnx) + 24 * patches
+    steps.say(
+        f"{images} images x {network.spec.patches} patches x {network.spec.dim} = "
+        f"{patches:,} embeddings, memory bank {entries:,}; needs about {disk / 1e9:.2f} GB of disk and "
+        f"{memory / 1e9:.1f} GB of memory"
+    )
+    free = shutil.disk_usage(staging).free
+    if disk > free:
+        raise BuildError(
+            f"The build needs about {disk / 1e9:.1f} GB beside the output, {free / 1e9:.1f} GB are free. "
+            "Choose another -o, fewer images, or a smaller image size."
+        )

@@ -1,0 +1,29 @@
+"""Versions of the installed packages that shape a bundle's bytes."""
+
+import importlib.metadata
+import platform
+
+_VERSIONED = ("numpy", "hnswlib", "onnx", "onnxscript", "torch", "torchvision", "timm", "scipy")
+_VERSIONED_ALTERNATIVES = (
+    ("opencv-python", "opencv-python-headless", "opencv-contrib-python"),
+    ("onnxruntime", "onnxruntime-gpu"),
+)
+
+
+def installed_versions() -> dict[str, str]:
+    """Name and version of every such package that is installed, Python included."""
+    found: dict[str, str | None] = {
+        "patchcore-edge": _version("patchcore-edge"),
+        "python": platform.python_version(),
+    }
+    for names in (*((name,) for name in _VERSIONED), *_VERSIONED_ALTERNATIVES):
+        for name in names:
+            found[name] = _version(name)
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
