@@ -8,7 +8,7 @@ import numpy as np
 
 from pcexport.bundle_writer import write_npy
 from pcexport.config import BuildConfig
-from pcexport.coreset import Coreset, coreset_size, random_coreset, select_coreset
+from pcexport.coreset import Coreset, Progress, coreset_size, random_coreset, select_coreset
 from pcexport.embed import EmbeddedImages
 from pcexport.index import (
     EF_CANDIDATES,
@@ -42,7 +42,10 @@ class MemoryBank:
 
 
 def choose_memory_bank(
-    embedded: EmbeddedImages, images: Int64Array, config: BuildConfig, step: Step | None = None
+    embedded: EmbeddedImages,
+    images: Int64Array,
+    config: BuildConfig,
+    progress: Progress = lambda chosen: None,
 ) -> MemoryBank:
     """Select the coreset among the patches of some images and fetch its unprojected rows."""
     candidates = embedded.candidates(images)
@@ -50,7 +53,6 @@ def choose_memory_bank(
     if config.coreset == "random":
         coreset = random_coreset(len(candidates), n, seed=config.seed)
     else:
-        progress = step.advance_to if step else lambda chosen: None
         coreset = select_coreset(candidates, n, seed=config.seed, progress=progress)
     rows = embedded.full.gather(embedded.rows_of(images)[coreset.ids])
     return MemoryBank(rows, _bank_spec(rows, coreset, len(candidates), embedded.projected.dim, config))

@@ -90,6 +90,16 @@ def build_bundle(
     Raises:
         BuildError: with what to do; nothing half-written is left.
     """
+    try:
+        return _build(data, output, config, steps, force=force)
+    except OSError as error:
+        raise BuildError(
+            f"The build cannot read or write a file ({error}). Expected enough space and the rights to use "
+            "it. Nothing was written."
+        ) from error
+
+
+def _build(data: str, output: Path, config: BuildConfig, steps: Steps, *, force: bool) -> BuildSummary:
     check_output(output, force=force)
     dataset = find_dataset(data, config.layout)
     steps.say(
@@ -146,6 +156,8 @@ class _Job:
         with self.steps.step("trace"):
             network = trace_network(self.config, self.preprocessing)
             (self.folder / EMBEDDER_NAME).write_bytes(network.onnx)
+        if self.config.weights == "untrained":
+            self.steps.warn("the backbone is untrained: for demonstration only, its verdicts mean little")
         return network
 
     def compare_with_torch(self, network: TracedNetwork) -> tuple[Embedder, ParitySpec]:
@@ -189,7 +201,7 @@ class _Job:
         candidates = len(plan.bank) * embedded.patches
         size = coreset_size(candidates, ratio=config.coreset_ratio, size=config.coreset_size)
         with self.steps.step("coreset", size) as step:
-            return choose_memory_bank(embedded, plan.bank, config, step)
+            return choose_memory_bank(embedded, plan.bank, config, step.advance_to)
 
     def write_bank(self, bank: MemoryBank, embedded: EmbeddedImages, plan: CalibrationPlan) -> SearchSpec:
         """Write the bank and its index, and measure the index."""
@@ -265,7 +277,7 @@ class _Job:
         """Golden samples, report and the final manifest, which is written last."""
         manifest = dataclasses.replace(manifest, accuracy=accuracy_of(test_scores))
         with self.steps.step("golden samples and report"):
-            samples = choose_samples(self.dataset, embedded.paths, self.config.golden_samples)
+            samples = choose_samples(self.dataset, embedded.paths, self.config.golden_samples, self.reader)
             names = write_samples(self.folder, samples, self.reader, detector)
             report = self.folder / REPORT_NAME
             write_report(report, manifest, scores, test_scores, samples, self.reader, detector)
@@ -280,7 +292,14 @@ class _Job:
             bundle = Bundle.load(self.folder)
             # A bundle without thresholds was recorded with unreachable ones.
             limit = None if manifest.scoring.threshold else NO_THRESHOLD
-            report = run_selftest(AnomalyDetector.load(bundle, threshold=limit, pixel_threshold=limit))
+            detector = AnomalyDetector.load(
+                bundle,
+                provider=self.config.provider,
+                threads=self.config.threads,
+                threshold=limit,
+                pixel_threshold=limit,
+            )
+            report = run_selftest(detector)
             if not report.passed:
                 worst = max(check.relative_difference for check in report.checks)
                 raise BuildError(

@@ -2,6 +2,7 @@
 renamed when everything is checked, or not at all.
 """
 
+import contextlib
 import io
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ import numpy as np
 
 from pcexport.errors import BuildError
 from pcrun.bundle import Bundle, file_entry
+from pcrun.cli_support import undisturbed
 from pcrun.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, FileEntry
 from pcrun.types import AnyArray
 
@@ -23,6 +25,7 @@ _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: equal bundles 
 @contextmanager
 def staging_folder(output: Path) -> Iterator[Path]:
     """A folder beside `output` for a build in progress; it is gone afterwards, whatever happened."""
+    missing = [parent for parent in output.absolute().parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
@@ -33,7 +36,16 @@ def staging_folder(output: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with undisturbed():
+            _remove(folder, missing)
+
+
+def _remove(folder: Path, made: list[Path]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    # Folders made for an output that did not come about go too; rmdir refuses those that hold something.
+    with contextlib.suppress(OSError):
+        for parent in made:
+            parent.rmdir()
 
 
 def check_output(output: Path, *, force: bool) -> None:
@@ -65,14 +77,15 @@ def publish(staged: Path, output: Path) -> None:
     if not output.exists():
         staged.rename(output)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
-    output.rename(old / output.name)
-    try:
-        staged.rename(output)
-    except OSError:
-        (old / output.name).rename(output)
-        raise
-    finally:
+    with undisturbed():
+        old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
+        output.rename(old / output.name)
+        try:
+            staged.rename(output)
+        except BaseException:
+            (old / output.name).rename(output)
+            old.rmdir()
+            raise
         shutil.rmtree(old, ignore_errors=True)
 
 

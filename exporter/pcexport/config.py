@@ -132,8 +132,11 @@ class BuildConfig:
                 _between(name, value, low, high)
         if self.neighbourhood % 2 == 0:
             raise ValueError(f"neighbourhood must be odd, got {self.neighbourhood}")
-        for size in (self.image_size, self.crop_size, self.grid):
-            parse_size(size)
+        for name in ("image_size", "crop_size", "grid"):
+            try:
+                parse_size(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         parse_batch(self.batch)
 
     @property
@@ -240,8 +243,8 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
 
     try:
         data = yaml.safe_load(_recipe_text(recipe))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BuildError(f"Recipe {recipe} is not valid YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise BuildError(f"Recipe {recipe} is not valid YAML: {' '.join(str(error).split())}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -64,6 +64,8 @@ def find_dataset(data: str, layout: str = "auto") -> Dataset:
             )
         return _require_images(_read_glob(data), data)
     root = Path(data)
+    if root.is_file():
+        raise BuildError(f"{data} is a file. Expected a folder of images or a quoted glob; give its folder.")
     if not root.is_dir():
         raise BuildError(
             f"There is no folder {data}. Expected a folder of images or a quoted glob; check the path."
@@ -90,7 +92,8 @@ def _detect(root: Path) -> str:
 def _require_images(dataset: Dataset, data: str) -> Dataset:
     if not dataset.normal:
         raise BuildError(
-            f"{data} holds no normal images (layout {dataset.layout}). Expected {_suffixes()} files."
+            f"{data} holds no normal images where layout {dataset.layout} has them "
+            f"({_PLACES[dataset.layout]}). Expected {_suffixes()} files; check the folder or --layout."
         )
     return dataset
 
@@ -102,7 +105,7 @@ def _read_flat(root: Path) -> Dataset:
 def _read_glob(pattern: str) -> Dataset:
     # Path.glob refuses absolute patterns.
     found = sorted(Path(p) for p in glob.glob(pattern, recursive=True))  # noqa: PTH207
-    images = tuple(p for p in found if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
+    images = tuple(p for p in found if _is_image(p))
     root = Path(*_literal_parts(pattern))
     return Dataset(root.resolve().name, "flat", root, images, ())
 
@@ -159,7 +162,14 @@ def _mtd_split(root: Path, normal: dict[str, Path]) -> tuple[list[Path], list[Pa
         raise BuildError(
             f"{split_file} is not a split ({error}). Expected lists `train_good` and `test_good`."
         ) from error
-    missing = [name for name in (*train, *test) if name not in normal]
+    names = [*train, *test]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise BuildError(
+            f"{split_file} names {len(repeated)} images twice, the first {repeated[0]!r}. "
+            "Expected every image in one of the two lists, once; correct the split."
+        )
+    missing = [name for name in names if name not in normal]
     if missing:
         raise BuildError(
             f"{split_file} names {len(missing)} images that MT_Free/Imgs lacks, the first {missing[0]!r}. "
@@ -171,11 +181,17 @@ def _mtd_split(root: Path, normal: dict[str, Path]) -> tuple[list[Path], list[Pa
 def _images_in(folder: Path) -> tuple[Path, ...]:
     if not folder.is_dir():
         return ()
-    return tuple(sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES))
+    return tuple(sorted(p for p in folder.iterdir() if _is_image(p)))
+
+
+def _is_image(path: Path) -> bool:
+    # Hidden files are leftovers of other programs (`._part.png`). A dangling link counts: it must be named.
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
 def _suffixes() -> str:
     return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
+_PLACES = {"mvtec": "train/good/", "mtd": "MT_Free/Imgs/", "flat": "directly in it"}
 LAYOUTS: dict[str, Callable[[Path], Dataset]] = {"mvtec": _read_mvtec, "mtd": _read_mtd, "flat": _read_flat}

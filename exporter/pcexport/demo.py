@@ -25,7 +25,7 @@ def run_demo(out: Path) -> int:
     parts, bundle, overlays = out / "parts", out / "parts.pcbundle", out / "overlays"
     if out.exists() and not out.is_dir():
         raise BuildError(f"{out} is a file. Expected a folder to write to; choose another --out.")
-    if parts.exists():
+    if (parts / "train" / "good").is_dir():
         print(f"using the part images that are in {parts}", file=sys.stderr)
     else:
         print(f"making part images in {parts}", file=sys.stderr)

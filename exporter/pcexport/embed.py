@@ -58,8 +58,10 @@ class EmbeddedImages:
         self, config: BuildConfig, images: Int64Array, folder: Path, step: Step
     ) -> "EmbeddedImages":
         """Project all rows for coreset selection; a PCA is fitted on the given images."""
+        # A random choice looks at no distances.
+        method = config.projection if config.coreset == "kcenter" else "none"
         projection = fit_projection(
-            config.projection,
+            method,
             SelectedRows(self.full, self.rows_of(images)),
             config.projection_dim,
             seed=config.seed,

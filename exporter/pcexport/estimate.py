@@ -10,7 +10,7 @@ from pcexport.network import TracedNetwork
 from pcexport.progress import Steps
 
 # Resident memory besides the memory bank, measured: torch, onnxruntime and the coreset's working set.
-_BASE_MEMORY_BYTES = 1_200_000_000
+_BASE_MEMORY_BYTES = 1_250_000_000
 
 
 def announce_needs(
@@ -27,8 +27,8 @@ def announce_needs(
     bank_bytes = entries * network.spec.dim * 4
     # The bank is written twice: as rows, and inside the index.
     disk = patches * (network.spec.dim + projected) * 4 + 2 * bank_bytes + len(network.onnx)
-    # The bank is held as rows, by the index, and once more while either is written.
-    memory = _BASE_MEMORY_BYTES + 4 * bank_bytes + 3 * len(network.onnx) + 24 * patches
+    # The bank is held as rows and by the index, by the detector that calibrates, and by a fold's bank.
+    memory = _BASE_MEMORY_BYTES + 6 * bank_bytes + 3 * len(network.onnx) + 24 * patches
     steps.say(
         f"{images} images x {network.spec.patches} patches x {network.spec.dim} = "
         f"{patches:,} embeddings, memory bank {entries:,}; needs about {disk / 1e9:.2f} GB of disk and "

@@ -1,5 +1,6 @@
 """Golden samples: images of the build with their results, replayed by `pcrun selftest` on every device."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from pcexport.datasets import Dataset
 from pcexport.images import ImageReader
 from pcrun.bundle import GoldenSample, GoldenSamples
 from pcrun.detector import AnomalyDetector
+from pcrun.errors import SourceError
 from pcrun.image_io import encode_png
 from pcrun.manifest import SAMPLES_NAME
 from pcrun.records import to_jsonable
@@ -15,21 +17,24 @@ from pcrun.records import to_jsonable
 TOLERANCE_RELATIVE = 1e-3
 
 
-def choose_samples(dataset: Dataset, normal: list[Path], wanted: int) -> list[tuple[Path, str]]:
+def choose_samples(
+    dataset: Dataset, normal: list[Path], wanted: int, reader: ImageReader
+) -> list[tuple[Path, str]]:
     """Evenly spaced normal images, and, where labelled, defective ones for half of the places.
 
     Args:
         dataset: for its test images.
         normal: readable normal images.
         wanted: how many samples, at least 1.
+        reader: finds out which defective images can be read.
 
     Returns:
         (path, "normal" or "defective") pairs.
     """
-    defective = [image.path for image in dataset.test if image.is_defective]
-    n_defective = min(len(defective), wanted // 2)
-    chosen = [(path, "normal") for path in _spread(normal, wanted - n_defective)]
-    return chosen + [(path, "defective") for path in _spread(defective, n_defective)]
+    all_defective = [image.path for image in dataset.test if image.is_defective]
+    defective = _readable(_spread_first(all_defective, wanted // 2), wanted // 2, reader)
+    chosen = [(path, "normal") for path in _spread(normal, wanted - len(defective))]
+    return chosen + [(path, "defective") for path in defective]
 
 
 def write_samples(
@@ -66,3 +71,21 @@ def _spread(paths: list[Path], wanted: int) -> list[Path]:
     if wanted <= 1 or len(paths) <= wanted:
         return paths[: max(0, wanted)]
     return [paths[round(i * (len(paths) - 1) / (wanted - 1))] for i in range(wanted)]
+
+
+def _spread_first(paths: list[Path], wanted: int) -> list[Path]:
+    """All paths, those at even distances first."""
+    first = _spread(paths, wanted)
+    return first + [path for path in paths if path not in set(first)]
+
+
+def _readable(paths: list[Path], wanted: int, reader: ImageReader) -> list[Path]:
+    """The first `wanted` paths that can be read; the unreadable ones were named when they were evaluated."""
+    found: list[Path] = []
+    for path in paths:
+        if len(found) == wanted:
+            break
+        with contextlib.suppress(SourceError):
+            reader.read(path)
+            found.append(path)
+    return found

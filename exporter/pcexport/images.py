@@ -3,6 +3,7 @@ and only stop it when that was asked for.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,7 +64,8 @@ class ImageReader:
             raise SourceError(f"{path}: {error}") from error
         self._remark(path, data)
         name = path.relative_to(self._root) if path.is_relative_to(self._root) else path.name
-        self._digest.update(f"{Path(name).as_posix()}\0{len(data)}\0".encode())
+        # fsencode: Linux file names may hold bytes that are not UTF-8.
+        self._digest.update(os.fsencode(Path(name).as_posix()) + f"\0{len(data)}\0".encode())
         self._digest.update(data)
         return image
 

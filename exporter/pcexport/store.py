@@ -1,5 +1,6 @@
 """Patch embeddings on disk: written once in order, read back in blocks, so that memory stays bounded."""
 
+import contextlib
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +55,9 @@ class RowFile:
 
     def __init__(self, path: Path, dim: int) -> None:
         self._file = path.open("w+b", buffering=0)
+        # Without a name the space is given back however the process ends (Windows keeps it until then).
+        with contextlib.suppress(OSError):
+            path.unlink()
         self._dim = dim
         self._count = 0
 

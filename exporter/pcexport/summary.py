@@ -1,5 +1,6 @@
 """Tables for people: what a build made, what a bundle is, which backbones there are."""
 
+import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def print_summary(summary: "BuildSummary") -> None:
     """The table at the end of `pcexport build`."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = _console()
     console.print(_facts_table(summary.manifest, f"{summary.output}  ({summary.bytes / 1e6:.1f} MB)"))
     times = Table(title="seconds per step", title_justify="left")
     times.add_column("step")
@@ -24,13 +25,11 @@ def print_summary(summary: "BuildSummary") -> None:
         times.add_row(name, f"{seconds:.1f}")
     times.add_row("total", f"{sum(summary.seconds.values()):.1f}", style="bold")
     console.print(times)
-    for warning in summary.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
 
 
 def print_bundle(bundle: Bundle) -> None:
     """What `pcexport inspect` shows."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = _console()
     table = _facts_table(bundle.manifest, str(bundle.path))
     table.add_row("digest", bundle.digest)
     for name, entry in sorted(bundle.manifest.files.items()):
@@ -43,11 +42,16 @@ def print_backbones() -> None:
     """What `pcexport backbones` shows."""
     table = Table(title="backbones", title_justify="left")
     for column in ("name", "layers", "from", "note"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for spec in list_backbones():
         table.add_row(spec.name, ", ".join(spec.default_layers), spec.family, spec.note)
-    Console(highlight=False).print(table)
+    _console().print(table)
     print("Any other torchvision classification CNN works with --layers, any timm model as timm:NAME.")
+
+
+def _console() -> Console:
+    """Standard output; wide where it is no terminal, so that a digest stays on one line for grep."""
+    return Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def _facts_table(manifest: Manifest, title: str) -> Table:

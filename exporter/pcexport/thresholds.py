@@ -7,6 +7,7 @@ import numpy as np
 from pcexport.bank import choose_memory_bank, neighbour_lists
 from pcexport.calibration import CalibrationPlan, choose_threshold, shortage_warning
 from pcexport.config import BuildConfig
+from pcexport.coreset import coreset_size
 from pcexport.embed import EmbeddedImages
 from pcexport.images import ImageReader
 from pcexport.progress import Step, Steps
@@ -16,6 +17,9 @@ from pcrun.scoring import PatchCoreScorer, anomaly_map
 from pcrun.search import ExactSearch
 from pcrun.threads import available_cores
 from pcrun.types import Int64Array
+
+# Progress of a fold in units: its coreset takes about as long as scoring its images, one unit an image each.
+_FOLD_UNITS = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ def score_normals(
     total = sum(len(fold) for fold in plan.folds)
     if total == 0:
         return scores
+    if plan.method == "kfold":
+        total *= _FOLD_UNITS
     with steps.step(f"calibrate ({plan.method})", total) as step:
         for fold in plan.folds:
             if plan.method == "holdout":
@@ -89,16 +95,21 @@ def _score_fold(
     step: Step,
 ) -> None:
     others = np.setdiff1d(np.arange(len(embedded.paths), dtype=np.int64), fold)
-    rows = choose_memory_bank(embedded, others, config).rows
+    done = _FOLD_UNITS * len(scores.image_scores)
+    size = coreset_size(len(others) * embedded.patches, ratio=config.coreset_ratio, size=config.coreset_size)
+    bank = choose_memory_bank(
+        embedded, others, config, lambda n: step.advance_to(done + len(fold) * n // size)
+    )
+    rows = bank.rows
     neighbours = neighbour_lists(rows, config) if config.image_score == "reweighted" else None
     exact = ExactSearch(rows, threads=config.threads or available_cores())
     scorer = PatchCoreScorer(rows, exact, exactness="full", neighbours=neighbours)
     grid_hw = (manifest.embedding.grid_height, manifest.embedding.grid_width)
-    for index in fold:
+    for position, index in enumerate(fold, start=1):
         result = scorer.score(embedded.image(int(index)))
         heat = anomaly_map(
             result.patch_scores.reshape(grid_hw), manifest.preprocess.input_hw, config.map_sigma_px
         )
         scores.image_scores.append(result.image_score)
         scores.map_maxima.append(float(heat.max()))
-        step.advance_to(len(scores.image_scores))
+        step.advance_to(done + len(fold) + position)

@@ -54,7 +54,7 @@ def trace_to_onnx(
             assert program is not None, "torch.onnx.export returned no program"
             model = program.model_proto
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise BuildError(
             f"The backbone cannot be exported to ONNX ({type(error).__name__}: {reason})."
         ) from error

@@ -17,7 +17,6 @@ from numpy.lib import format as npy_format
 
 from pcrun.bundle_files import (
     BundleFiles,
-    BytesLike,
     check_manifest_digest,
     open_files,
     read_manifest_bytes,
@@ -100,7 +99,7 @@ class Bundle:
     manifest: Manifest
     digest: str
     files: BundleFiles
-    embedder: BytesLike
+    embedder: bytes
     memory_bank: FloatArray
     neighbours: Int32Array | None
 
@@ -137,7 +136,7 @@ class Bundle:
                 f"{SAMPLES_NAME} cannot be understood: {error}. Run `pcexport build` again."
             ) from error
 
-    def read(self, name: str) -> BytesLike:
+    def read(self, name: str) -> bytes:
         """Read one of the files listed in the manifest, verified again."""
         if name not in self.manifest.files:
             raise BundleError(f"{name} is not listed in the manifest of {self.path}. {_DIFFERENT_BUILDS}")
@@ -149,7 +148,7 @@ def file_entry(data: bytes) -> FileEntry:
     return FileEntry(hashlib.sha256(data).hexdigest(), len(data))
 
 
-def check_embedder(data: BytesLike, manifest: Manifest) -> None:
+def check_embedder(data: bytes, manifest: Manifest) -> None:
     """Compare the graph's inputs and outputs with the manifest, before any native code reads the graph."""
     facts = check_onnx(bytes(data), name=EMBEDDER_NAME)
     spec, (height, width) = manifest.embedding, manifest.preprocess.input_hw
@@ -180,7 +179,7 @@ def _described(tensor: TensorFacts) -> str:
     return f"{tensor.name!r} {tensor.elem_type} {list(tensor.dims)}"
 
 
-def parse_memory_bank(data: BytesLike, manifest: Manifest) -> FloatArray:
+def parse_memory_bank(data: bytes, manifest: Manifest) -> FloatArray:
     """The memory bank's rows, checked against the manifest: shape, type, finite values."""
     spec = manifest.memory_bank
     rows = _parse_npy(data, (spec.count, spec.dim), np.float32, MEMORY_BANK_NAME)
@@ -192,7 +191,7 @@ def parse_memory_bank(data: BytesLike, manifest: Manifest) -> FloatArray:
     return rows
 
 
-def parse_neighbours(data: BytesLike, manifest: Manifest) -> Int32Array:
+def parse_neighbours(data: bytes, manifest: Manifest) -> Int32Array:
     """The neighbour lists of the memory bank's rows, every id inside the bank."""
     count = manifest.memory_bank.count
     shape = (count, min(manifest.scoring.neighbours, count))
@@ -208,7 +207,7 @@ def parse_neighbours(data: BytesLike, manifest: Manifest) -> Int32Array:
     return ids
 
 
-def _check_index(data: BytesLike, rows: FloatArray, manifest: Manifest) -> None:
+def _check_index(data: bytes, rows: FloatArray, manifest: Manifest) -> None:
     header = check_hnsw_file(memoryview(data), rows, name=INDEX_NAME)
     spec = manifest.memory_bank.index
     assert spec is not None  # the caller asks only then
@@ -216,7 +215,7 @@ def _check_index(data: BytesLike, rows: FloatArray, manifest: Manifest) -> None:
         raise BundleError(f"{INDEX_NAME} has M={header.m}, the manifest says {spec.m}. {_DIFFERENT_BUILDS}")
 
 
-def _parse_npy(data: BytesLike, shape: tuple[int, ...], dtype: Any, name: str) -> AnyArray:
+def _parse_npy(data: bytes, shape: tuple[int, ...], dtype: Any, name: str) -> AnyArray:
     """Parse .npy bytes of an exactly known shape and type, without pickle, copying once."""
     head = io.BytesIO(data[: _MAX_NPY_HEADER_BYTES + 32])
     try:

@@ -1,19 +1,17 @@
 """Reading a bundle's files from a directory or from one zip, by name, never outside of it."""
 
 import hashlib
-import mmap
+import os
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from pcrun.errors import BundleError
 from pcrun.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, FileEntry, manifest_digest_line
-
-BytesLike: TypeAlias = bytes | mmap.mmap
 
 _MAX_MANIFEST_BYTES = 16 * 2**20
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -28,11 +26,8 @@ class BundleFiles(Protocol):
     def size(self, name: str) -> int:
         """Size in bytes; BundleError when the file is missing."""
 
-    def read(self, name: str) -> BytesLike:
-        """The whole content, read-only (a directory's files are memory-mapped)."""
-
-    def local_path(self, name: str) -> AbstractContextManager[Path]:
-        """A path on disk for libraries that can only load from one."""
+    def read(self, name: str) -> bytes:
+        """The whole content."""
 
 
 class DirectoryFiles:
@@ -45,21 +40,14 @@ class DirectoryFiles:
     def size(self, name: str) -> int:
         return self._locate(name).stat().st_size
 
-    def read(self, name: str) -> BytesLike:
+    def read(self, name: str) -> bytes:
         try:
             with self._locate(name).open("rb") as file:
-                # mmap refuses empty files.
-                if self.size(name) == 0:
-                    return b""
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                return file.read()
         except OSError as error:
             raise BundleError(
                 f"{name} in {self.path} cannot be read ({error.strerror or error}). Check its rights."
             ) from error
-
-    @contextmanager
-    def local_path(self, name: str) -> Iterator[Path]:
-        yield self._locate(name)
 
     def _locate(self, name: str) -> Path:
         try:
@@ -101,7 +89,7 @@ class ZipFiles:
     def size(self, name: str) -> int:
         return self._info(name).file_size
 
-    def read(self, name: str) -> BytesLike:
+    def read(self, name: str) -> bytes:
         info = self._info(name)
         try:
             return self._zip.read(info)
@@ -115,13 +103,6 @@ class ZipFiles:
             zlib.error,
         ) as error:
             raise BundleError(f"{name} in {self.path} is damaged ({error}). {_COPY_AGAIN}") from error
-
-    @contextmanager
-    def local_path(self, name: str) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="pcrun-") as folder:
-            path = Path(folder) / PurePosixPath(name).name
-            path.write_bytes(self.read(name))
-            yield path
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         try:
@@ -150,20 +131,20 @@ def read_manifest_bytes(files: BundleFiles) -> bytes:
         raise BundleError(
             f"{MANIFEST_NAME} has {size} bytes, expected at most {_MAX_MANIFEST_BYTES}. {_COPY_AGAIN}"
         )
-    return bytes(files.read(MANIFEST_NAME))
+    return files.read(MANIFEST_NAME)
 
 
 def check_manifest_digest(files: BundleFiles, manifest: bytes) -> None:
     """Refuse a manifest that is not the one its builder hashed: a changed digit would change verdicts."""
     expected = manifest_digest_line(manifest)
-    if files.size(MANIFEST_DIGEST_NAME) != len(expected) or files.read(MANIFEST_DIGEST_NAME)[:] != expected:
+    if files.size(MANIFEST_DIGEST_NAME) != len(expected) or files.read(MANIFEST_DIGEST_NAME) != expected:
         raise BundleError(
             f"{MANIFEST_NAME} does not match its SHA-256 in {MANIFEST_DIGEST_NAME} (damaged or edited). "
             f"{_COPY_AGAIN}"
         )
 
 
-def read_verified(files: BundleFiles, name: str, entry: FileEntry) -> BytesLike:
+def read_verified(files: BundleFiles, name: str, entry: FileEntry) -> bytes:
     """Read one file after its size, and return it after its SHA-256, agreed with the manifest."""
     size = files.size(name)
     if size != entry.bytes:
@@ -186,3 +167,21 @@ def check_name(name: str) -> str:
             "Expected plain relative names; do not use it."
         )
     return name
+
+
+@contextmanager
+def private_file(data: bytes) -> Iterator[Path]:
+    """A file of this content that no other program sees, for libraries that can only load from a path."""
+    if hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir():
+        descriptor = os.memfd_create("pcrun")
+        try:
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                file.write(data)
+            yield Path(f"/proc/self/fd/{descriptor}")
+        finally:
+            os.close(descriptor)
+        return
+    with tempfile.TemporaryDirectory(prefix="pcrun-") as folder:
+        path = Path(folder) / "content"
+        path.write_bytes(data)
+        yield path

@@ -123,6 +123,7 @@ def cli(ctx: click.Context, /, **options: Any) -> int | None:
     2 an error or at least one unreadable frame.
     """
     if ctx.invoked_subcommand is not None:
+        _refuse_lost_options(ctx)
         return None
     given = (bool(options["images"]), options["video"] is not None, options["camera"] is not None)
     if given.count(True) != 1:
@@ -132,6 +133,22 @@ def cli(ctx: click.Context, /, **options: Any) -> int | None:
     from pcrun.run import run
 
     return run(_run_options(options))
+
+
+def _refuse_lost_options(ctx: click.Context) -> None:
+    """Options of a run, given before a subcommand, would do nothing: only --bundle is shared."""
+    given = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name != "bundle"
+        and parameter.name is not None
+        and ctx.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(
+            f"{', '.join(given)} before {ctx.invoked_subcommand!r} would do nothing. "
+            "Put options after the command."
+        )
 
 
 @cli.command(context_settings=HELP_SETTINGS, short_help="Replay the bundle's golden samples.")

@@ -1,11 +1,13 @@
 """What the three command lines share: errors as one line, exit codes, options that take several values."""
 
+import contextlib
 import math
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,10 +20,14 @@ if TYPE_CHECKING:
 else:
     _FloatParamType = click.ParamType
 
+# Windows has no SIGHUP.
+_STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
 EXIT_OK = 0
 EXIT_ANOMALY = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141  # what a shell reports of a program that died of SIGPIPE
 
 HELP_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -66,8 +72,10 @@ def run_command(
         # Their logs would bury the one line that says what to do. Read when the libraries start.
         os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    # A supervisor's SIGTERM must leave as little behind as Ctrl-C: same exception, same clean-up.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # A supervisor's SIGTERM or a closed terminal must leave as little behind as Ctrl-C: the same clean-up.
+    for number in _STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice stays
+            signal.signal(number, _interrupt)
     stdout = sys.stdout
     try:
         code = command.main(
@@ -81,10 +89,10 @@ def run_command(
         print(f"{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except SystemExit:
-        # On a closed pipe click replaces stdout and asks for 1, but the reader (`| head`) has what it wanted.
+        # On a closed pipe click replaces stdout and asks for 1, which is the code of an anomaly.
         if sys.stdout is stdout:
             raise
-        return EXIT_OK
+        return EXIT_PIPE_CLOSED
     except Exception as error:
         # Not left to Python, whose exit code for a crash is 1: with `--fail-on-anomaly` that says "anomaly".
         if debug or not (isinstance(error, PcError) or _advice(error, extras)):
@@ -110,6 +118,20 @@ def spread_values(arguments: Sequence[str], option: str) -> list[str]:
         else:
             spread.append(argument)
     return spread
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let a clean-up or a rename finish: signals that ask to stop are ignored inside (main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *_STOP_SIGNALS)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(signum: int, frame: Any) -> None:

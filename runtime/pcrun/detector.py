@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pcrun.bundle import Bundle
+from pcrun.bundle_files import private_file
 from pcrun.errors import BundleError
 from pcrun.image_io import as_bgr
 from pcrun.manifest import INDEX_NAME, Manifest, ThresholdSpec
@@ -44,11 +45,13 @@ class AnomalyDetector:
         *,
         threshold: float,
         pixel_threshold: float,
+        threads: int = 0,
         bundle: Bundle | None = None,
     ) -> None:
         """Put a detector together from its parts; most callers want `load`."""
         self.bundle = bundle
         self.manifest = manifest
+        self.threads = threads or available_cores()
         self._embedder = embedder
         self._scorer = scorer
         self.threshold = threshold
@@ -99,7 +102,13 @@ class AnomalyDetector:
             opened.embedder, opened.manifest.embedding, provider=provider, threads=threads
         )
         return cls(
-            opened.manifest, embedder, scorer, threshold=limits[0], pixel_threshold=limits[1], bundle=opened
+            opened.manifest,
+            embedder,
+            scorer,
+            threshold=limits[0],
+            pixel_threshold=limits[1],
+            threads=threads,
+            bundle=opened,
         )
 
     def with_exact_search(self) -> "AnomalyDetector":
@@ -111,7 +120,7 @@ class AnomalyDetector:
         if self.bundle is None:
             raise BundleError("This detector has no bundle. Expected one from AnomalyDetector.load.")
         rows = self.bundle.memory_bank
-        search = ExactSearch(rows, threads=available_cores())
+        search = ExactSearch(rows, threads=self.threads)
         scorer = PatchCoreScorer(rows, search, exactness="full", neighbours=self.bundle.neighbours)
         return AnomalyDetector(
             self.manifest,
@@ -119,6 +128,7 @@ class AnomalyDetector:
             scorer,
             threshold=self.threshold,
             pixel_threshold=self.pixel_threshold,
+            threads=self.threads,
             bundle=self.bundle,
         )
 
@@ -199,7 +209,8 @@ def _open_search(bundle: Bundle, exactness: str, ef: int | None, threads: int) -
     if problem:
         warnings.warn(f"{problem}: exact search is used, slower and with the same scores.", stacklevel=3)
         return ExactSearch(bundle.memory_bank, threads=threads)
-    with bundle.files.local_path(INDEX_NAME) as path:
+    # hnswlib loads by path: it gets a copy of the verified bytes, which nobody can change in between.
+    with private_file(bundle.read(INDEX_NAME)) as path:
         index = load_hnsw_index(path, bundle.memory_bank)
     return HnswSearch(index, ef=bundle.manifest.search.ef if ef is None else ef, threads=threads)
 

@@ -295,7 +295,8 @@ class Manifest:
 def manifest_to_json(manifest: Manifest) -> bytes:
     """Serialise, with sorted keys, so that equal manifests are equal bytes."""
     text = json.dumps(to_jsonable(manifest), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode()
+    # File names may hold bytes that are not UTF-8; in JSON they become "?".
+    return (text + "\n").encode(errors="replace")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

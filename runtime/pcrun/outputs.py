@@ -16,7 +16,7 @@ import numpy as np
 
 from pcrun.detector import AnomalyDetector
 from pcrun.errors import SinkError
-from pcrun.image_io import encode_png
+from pcrun.image_io import IMAGE_SUFFIXES, encode_png
 from pcrun.overlay import draw_overlay, map_as_uint16
 from pcrun.preprocess import map_on_original
 from pcrun.result import AnomalyResult
@@ -46,9 +46,11 @@ def result_record(frame: Frame, result: AnomalyResult | None) -> dict[str, Any]:
     return {
         **head,
         "verdict": VERDICT_ANOMALOUS if result.is_anomalous else VERDICT_NORMAL,
-        "score": round(result.image_score, 6),
-        "threshold": round(result.threshold, 6),
-        "regions": [{**dataclasses.asdict(r), "max_score": round(r.max_score, 6)} for r in result.regions],
+        "score": _significant(result.image_score),
+        "threshold": _significant(result.threshold),
+        "regions": [
+            {**dataclasses.asdict(r), "max_score": _significant(r.max_score)} for r in result.regions
+        ],
         "timings_ms": {
             key.removesuffix("_ms"): round(value, 3)
             for key, value in {
@@ -61,6 +63,11 @@ def result_record(frame: Frame, result: AnomalyResult | None) -> dict[str, Any]:
         "search": result.search,
         "verified_patches": result.verified_patches,
     }
+
+
+def _significant(value: float) -> float:
+    """Eight significant digits, what float32 holds: scores may be of any scale."""
+    return float(f"{value:.8g}")
 
 
 def _as_utf8(text: str) -> str:
@@ -132,9 +139,6 @@ class TableWriter:
     def _coloured(self, line: str, verdict: str) -> str:
         code = {VERDICT_ANOMALOUS: "31", VERDICT_ERROR: "33"}.get(verdict)
         return f"\x1b[{code}m{line}\x1b[0m" if self._colour and code else line
-
-
-FORMATS = ("jsonl", "csv", "table")
 
 
 def make_writer(name: str, stream: TextIO) -> ResultWriter:
@@ -233,9 +237,9 @@ class PictureWriter:
         """
         path = Path(frame.source)
         parts = [re.sub(r"[^\w.-]+", "_", part) for part in (path.parent.name, path.stem) if part]
-        stem = "_".join(parts) if path.suffix else "_".join(parts) + f"_{frame.index:06d}"
-        if path.suffix.lower() in (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"):
-            stem += f"_{frame.index:06d}"
+        stem = "_".join(parts)
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            return f"{stem}_{frame.index:06d}"  # a video or a camera: the number makes it unique
         unique, number = stem, 1
         while unique in self._used:
             number += 1

@@ -77,7 +77,9 @@ class PatchCoreScorer:
         searched = time.perf_counter()
         verified = len(distances) if self.search.exact else 0
         if self.exactness == "image":
-            verified = certify_maximum(embeddings, distances, ids, self._verifier)
+            # Eq. 7 looks at the patch with the largest distance, so ties with it are verified as well.
+            ties = self._neighbours is not None
+            verified = certify_maximum(embeddings, distances, ids, self._verifier, ties=ties)
         image_score = self._image_score(embeddings, distances, ids)
         done = time.perf_counter()
         return PatchScores(
@@ -93,7 +95,12 @@ class PatchCoreScorer:
 
 
 def certify_maximum(
-    embeddings: FloatArray, distances: FloatArray, ids: Int64Array, exact: ExactSearch
+    embeddings: FloatArray,
+    distances: FloatArray,
+    ids: Int64Array,
+    exact: ExactSearch,
+    *,
+    ties: bool = False,
 ) -> int:
     """Make the largest of approximate distances exact, in place, touching as few patches as possible.
 
@@ -106,13 +113,14 @@ def certify_maximum(
         distances: (patches,) float32, approximate; re-scored entries become exact.
         ids: (patches,) int64, updated likewise.
         exact: search over the same memory bank.
+        ties: also re-score what equals the largest distance, so that its ids are right too.
 
     Returns:
         The number of patches re-scored.
     """
     order = np.argsort(-distances, kind="stable")
     best, done = -np.inf, 0
-    while done < len(order) and best < distances[order[done]]:
+    while done < len(order) and (best < distances[order[done]] or (ties and best == distances[order[done]])):
         block = order[done : done + _VERIFY_BLOCK]
         distances[block], ids[block] = exact.nearest(embeddings[block])
         best = max(best, float(distances[block].max()))

@@ -7,6 +7,10 @@ from pcrun.detector import AnomalyDetector
 from pcrun.errors import BundleError, SourceError
 from pcrun.image_io import decode_image
 
+# Differences are related to at least this share of the largest golden score.
+_SMALLEST_SCALE = 0.1
+_TINY = 1e-12
+
 
 @dataclass(frozen=True)
 class SampleCheck:
@@ -15,7 +19,8 @@ class SampleCheck:
     Attributes:
         sample: what the build recorded.
         image_score, map_max, is_anomalous: what this machine gives.
-        relative_difference: the larger of the two scores' relative differences.
+        relative_difference: the larger of the two scores' differences, relative to the expected score
+            (or to a tenth of the largest golden score where that is more).
         passed: within tolerance, and the same verdict.
     """
 
@@ -55,12 +60,21 @@ def run_selftest(detector: AnomalyDetector) -> SelftestReport:
     if not golden.samples:
         raise BundleError(f"{bundle.path} holds no golden samples. Run `pcexport build` again.")
     exact = detector.with_exact_search()
-    checks = tuple(_check(detector, exact, sample, golden.tolerance_relative) for sample in golden.samples)
+    # A normal image may score close to 0, where rounding has no relative bound.
+    smallest_scale = _SMALLEST_SCALE * max(sample.image_score for sample in golden.samples)
+    checks = tuple(
+        _check(detector, exact, sample, smallest_scale, golden.tolerance_relative)
+        for sample in golden.samples
+    )
     return SelftestReport(golden.tolerance_relative, checks)
 
 
 def _check(
-    detector: AnomalyDetector, exact: AnomalyDetector, sample: GoldenSample, tolerance: float
+    detector: AnomalyDetector,
+    exact: AnomalyDetector,
+    sample: GoldenSample,
+    smallest_scale: float,
+    tolerance: float,
 ) -> SampleCheck:
     assert detector.bundle is not None  # checked by the caller
     try:
@@ -70,10 +84,21 @@ def _check(
     result = detector(image)
     # Only the image score is certified in an approximate search: the map is compared exactly.
     map_max = float(exact(image).anomaly_map.max())
-    difference = max(_relative(result.image_score, sample.image_score), _relative(map_max, sample.map_max))
-    passed = difference <= tolerance and result.is_anomalous == sample.is_anomalous
+    difference = max(
+        _relative(result.image_score, sample.image_score, smallest_scale),
+        _relative(map_max, sample.map_max, smallest_scale),
+    )
+    same_verdict = result.is_anomalous == sample.is_anomalous or _close_to_threshold(
+        sample.image_score, detector.threshold, tolerance
+    )
+    passed = difference <= tolerance and same_verdict
     return SampleCheck(sample, result.image_score, map_max, result.is_anomalous, difference, passed)
 
 
-def _relative(got: float, expected: float) -> float:
-    return abs(got - expected) / max(abs(expected), 1e-6)
+def _relative(got: float, expected: float, smallest_scale: float) -> float:
+    return abs(got - expected) / max(abs(expected), smallest_scale, _TINY)
+
+
+def _close_to_threshold(score: float, threshold: float, tolerance: float) -> bool:
+    """Whether rounding within the tolerance may turn the verdict: then it is not held against the device."""
+    return abs(score - threshold) <= tolerance * abs(threshold)

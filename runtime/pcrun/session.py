@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pcrun.bundle_files import BytesLike
 from pcrun.errors import BackendError, BundleError
 from pcrun.manifest import EMBEDDER_NAME, LARGEST_COMPONENT, EmbeddingSpec
 from pcrun.threads import available_cores
@@ -57,7 +56,7 @@ class OnnxEmbedder:
     """`embedder.onnx` in onnxruntime."""
 
     def __init__(
-        self, model: BytesLike, spec: EmbeddingSpec, *, provider: str = "auto", threads: int = 0
+        self, model: bytes, spec: EmbeddingSpec, *, provider: str = "auto", threads: int = 0
     ) -> None:
         """Create the session.
 
@@ -177,7 +176,10 @@ def _open(onnxruntime: Any, model: bytes, spec: ProviderSpec, threads: int) -> A
     if spec.name != "cpu":
         providers.append(PROVIDERS["cpu"].onnxruntime_name)
     try:
-        return onnxruntime.InferenceSession(model, sess_options=options, providers=providers)
+        # Without this onnxruntime goes on with another provider when one fails, with a print to stdout.
+        return onnxruntime.InferenceSession(
+            model, sess_options=options, providers=providers, enable_fallback=0
+        )
     except Exception as error:  # onnxruntime raises its own unexported types
         raise BackendError(
             f"onnxruntime {onnxruntime.__version__} cannot open the embedder on {spec.name}: "

@@ -130,13 +130,15 @@ class Camera:
 
 
 def expand_images(path: str) -> list[Path]:
-    """The image files behind one file, folder or glob pattern, sorted.
+    """The image files behind one file, folder or glob pattern, sorted; hidden files are left out.
 
     Raises:
-        SourceError: nothing there, or no image in it.
+        SourceError: a folder that is not there, or nothing that looks like an image.
     """
     given = Path(path)
-    if given.is_file():
+    # A named image that is not there becomes a frame with an error: the others of a list are still scored.
+    named_image = given.suffix.lower() in IMAGE_SUFFIXES and not _GLOB_CHARACTERS & set(path)
+    if given.is_file() or (named_image and not given.is_dir()):
         return [given]
     if given.is_dir():
         found = sorted(p for p in given.rglob("*") if _is_image(p))
@@ -153,7 +155,8 @@ def expand_images(path: str) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    # Hidden files are leftovers of other programs (`._part.png`). A dangling link counts: it must be named.
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
 def _captured(capture: cv2.VideoCapture, name: str) -> Iterator[Frame]:

@@ -16,7 +16,7 @@ from pcrun import AnomalyDetector, AnomalyResult, BackendError, Bundle, BundleEr
 from pcrun.cli import main
 from pcrun.detector import NO_THRESHOLD, choose_thresholds
 from pcrun.image_io import decode_image
-from pcrun.manifest import EMBEDDER_NAME, MEMORY_BANK_NAME, SAMPLES_NAME, ThresholdSpec
+from pcrun.manifest import EMBEDDER_NAME, INDEX_NAME, MEMORY_BANK_NAME, SAMPLES_NAME, ThresholdSpec
 from pcrun.outputs import result_record
 from pcrun.result import Region
 from pcrun.scoring import PatchCoreScorer, certify_maximum
@@ -587,3 +587,26 @@ def test_a_missing_onnxruntime_is_an_error_with_both_pip_lines(
 def assert_both_pip_lines(error: BackendError) -> None:
     assert "pip install 'patchcore-edge[cpu]'" in str(error)
     assert "pip install 'patchcore-edge[gpu]'" in str(error)
+
+
+def test_a_bundle_changed_on_disk_after_loading_does_not_reach_native_code(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    (tiny_bundle / EMBEDDER_NAME).write_bytes(b"")
+    index = bytearray((tiny_bundle / INDEX_NAME).read_bytes())
+    index[20:60] = b"\xff" * 40
+    (tiny_bundle / INDEX_NAME).write_bytes(index)
+    with pytest.raises(BundleError, match=INDEX_NAME):
+        AnomalyDetector.load(bundle)
+
+
+def test_with_exact_search_keeps_the_threads(tiny_bundle: Path) -> None:
+    detector = AnomalyDetector.load(tiny_bundle, threads=1)
+    assert detector.with_exact_search().threads == detector.threads == 1
+
+
+def test_run_options_before_a_command_are_refused(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--bundle", str(tiny_bundle), "--threshold", "5", "selftest"]) == 2
+    assert "--threshold before 'selftest' would do nothing" in capsys.readouterr().err
+    assert main(["--bundle", str(tiny_bundle), "selftest", "--provider", "cpu"]) == 0

@@ -24,6 +24,7 @@ import torch
 
 from pcexport import build as build_module
 from pcexport import network as network_module
+from pcexport.bundle_writer import publish, staging_folder
 from pcexport.cli import main
 from pcexport.demo_parts import generate_parts
 from pcrun.bundle import Bundle
@@ -310,6 +311,54 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(
     assert main(["build", str(parts), "-o", str(tmp_path / "photos"), *QUICK, *force]) == 2
     assert "pcexport: error: " in capsys.readouterr().err
     assert (tmp_path / "photos" / "dear.jpg").read_bytes() == b"x"
+
+
+def test_an_interrupt_while_replacing_keeps_the_old_bundle(tmp_path: Path, monkeypatch) -> None:
+    old, new = tmp_path / "a.pcbundle", tmp_path / "staged"
+    for folder, text in ((old, "old"), (new, "new")):
+        folder.mkdir()
+        (folder / "manifest.json").write_text(text)
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self == new:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(new, old)
+    assert (old / "manifest.json").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pcbundle", "staged"]
+
+
+def test_a_failed_build_removes_the_folders_it_made(parts: Path, tmp_path: Path, no_work) -> None:
+    (tmp_path / "kept").mkdir()
+    output = tmp_path / "kept" / "new" / "deep" / "a.pcbundle"
+    with pytest.raises(RuntimeError), staging_folder(output):
+        raise RuntimeError
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_a_corrupt_defective_image_is_no_golden_sample(parts: Path, build, tmp_path: Path) -> None:
+    copied = tmp_path / "parts"
+    shutil.copytree(parts, copied)
+    broken = copied / "test" / "chip" / "000.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    built = build(data=copied)
+    assert built.code == 0
+    labels = [sample.label for sample in Bundle.load(built.path).golden_samples().samples]
+    assert labels.count("defective") == 2
+
+
+def test_a_full_disk_is_one_line(build, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build_module, "embed_images", full)
+    built = build()
+    assert built.code == 2 and "No space left on device" in built.err
+    assert "Traceback" not in built.err
 
 
 def test_force_replaces_the_old_bundle_entirely(build) -> None:

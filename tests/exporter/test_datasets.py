@@ -170,7 +170,9 @@ def test_a_given_layout_overrides_detection(mvtec: Path) -> None:
 @pytest.mark.parametrize("layout", ["mvtec", "mtd", "flat"])
 def test_a_given_layout_without_its_images_is_refused(tmp_path: Path, layout: str) -> None:
     touch(tmp_path, "somewhere/else/a.png")
-    with pytest.raises(BuildError, match=rf"holds no normal images \(layout {layout}\)\. Expected .*\.png"):
+    with pytest.raises(
+        BuildError, match=rf"no normal images where layout {layout} has them .*Expected .*\.png"
+    ):
         find_dataset(str(tmp_path), layout)
 
 
@@ -185,11 +187,26 @@ def test_an_unknown_layout_lists_what_was_seen(tmp_path: Path) -> None:
         find_dataset(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["gone", "a.png"])
-def test_a_path_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name, message", [("gone", "There is no folder .*gone"), ("a.png", "a.png is a file")]
+)
+def test_a_path_that_is_no_folder_is_refused(tmp_path: Path, name: str, message: str) -> None:
     touch(tmp_path, "a.png")
-    with pytest.raises(BuildError, match=rf"There is no folder .*{name}"):
+    with pytest.raises(BuildError, match=message):
         find_dataset(str(tmp_path / name))
+
+
+def test_hidden_files_are_not_images(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "._a.png")
+    assert normal_names(find_dataset(str(tmp_path))) == ["a.png"]
+
+
+def test_a_split_that_names_an_image_twice_is_refused(mtd: Path) -> None:
+    name = next((mtd / "MT_Free" / "Imgs").glob("*.jpg")).name
+    split = {"train_good": [name], "test_good": [name]}
+    (mtd / "split.json").write_text(json.dumps(split), encoding="utf-8")
+    with pytest.raises(BuildError, match="names 1 images twice"):
+        find_dataset(str(mtd))
 
 
 @pytest.mark.realdata

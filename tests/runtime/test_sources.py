@@ -111,7 +111,23 @@ class TestImageFiles:
     def test_a_bad_path_is_known_before_the_first_frame(self, tmp_path: Path) -> None:
         good = write_image(tmp_path / "a.png")
         with pytest.raises(SourceError, match="gone"):
-            images(good, tmp_path / "gone.png")
+            images(good, tmp_path / "gone")
+
+    def test_a_named_image_that_is_missing_is_a_frame_with_an_error(self, tmp_path: Path) -> None:
+        good = write_image(tmp_path / "a.png")
+        found, missing = images(good, tmp_path / "gone.png")
+        assert found.image is not None
+        assert missing.image is None and "No such file" in str(missing.error)
+
+    def test_a_dangling_link_in_a_folder_is_a_frame_with_an_error(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+        (frame,) = images(tmp_path)
+        assert frame.image is None and "No such file" in str(frame.error)
+
+    def test_hidden_files_in_a_folder_are_not_frames(self, tmp_path: Path) -> None:
+        good = write_image(tmp_path / "a.png")
+        write_image(tmp_path / "._a.png")
+        assert [frame.source for frame in images(tmp_path)] == [str(good)]
 
     def test_white_level_reaches_the_decoder(self, tmp_path: Path) -> None:
         path = tmp_path / "raw.png"
