@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pcexport.store import ArrayRows, Rows
+from pcexport.store import ArrayRows, Rows, ShiftedRows
 from pcrun.types import FloatArray, Int64Array
 
 # 4096^2 float32 products of the pool are 64 MiB; larger pools need fewer passes but a quadratic product each.
@@ -81,7 +81,8 @@ def select_coreset(
     rows = ArrayRows(embeddings) if isinstance(embeddings, np.ndarray) else embeddings
     if not 1 <= n <= len(rows):
         raise ValueError(f"n must be 1..{len(rows)} (the number of rows), got {n}")
-    return _LazyGreedy(rows).run(n, seed, progress)
+    start = int(np.random.default_rng(seed).integers(len(rows)))
+    return _LazyGreedy(rows, start).run(n, progress)
 
 
 class _LazyGreedy:
@@ -90,15 +91,18 @@ class _LazyGreedy:
     `nearest` holds each row's (possibly stale) squared distance to the chosen rows.
     """
 
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
+    def __init__(self, rows: Rows, start: int) -> None:
+        # Distances do not change when the start row becomes the origin, and float32 keeps its digits:
+        # embeddings lie far from 0, close together. Whole numbers stay whole, so ties stay ties.
+        self._rows = ShiftedRows(rows, rows.gather(np.array([start], np.int64))[0])
+        self._start = start
         self._nearest = np.full(len(rows), np.inf, np.float32)
         self._chosen: list[int] = []
         self._passes = 0
         self._last_pick = np.inf
 
-    def run(self, n: int, seed: int, progress: Progress) -> Coreset:
-        new = [int(np.random.default_rng(seed).integers(len(self._rows)))]
+    def run(self, n: int, progress: Progress) -> Coreset:
+        new = [self._start]
         while True:
             self._chosen += new
             progress(len(self._chosen))

@@ -129,3 +129,24 @@ class SelectedRows:
 
     def gather(self, ids: Int64Array) -> FloatArray:
         return self._rows.gather(self._ids[ids])
+
+
+class ShiftedRows:
+    """Rows seen from another origin: distances between them are the same."""
+
+    def __init__(self, rows: Rows, origin: FloatArray) -> None:
+        self._rows = rows
+        self._origin = origin
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def dim(self) -> int:
+        return self._rows.dim
+
+    def block(self, start: int, stop: int) -> FloatArray:
+        return self._rows.block(start, stop) - self._origin
+
+    def gather(self, ids: Int64Array) -> FloatArray:
+        return self._rows.gather(ids) - self._origin
