@@ -110,7 +110,9 @@ class BuildConfig:
         "`onnxruntime`, `torch`, or `auto`: torch only where it alone has CUDA.",
         choices=("auto", "onnxruntime", "torch"),
     )
-    threads: int = _key(0, "Threads; 0 is one per available core.", in_bundle=False)
+    threads: int = _key(
+        0, "Threads of the embedder and of the searches; 0 is one per available core.", in_bundle=False
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
