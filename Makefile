@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all a fresh machine needs: both create $(VENV), install this project into it and go.
 # Needs: Python >= 3.10 with venv, a C++ compiler and Python.h (hnswlib has no wheels and is compiled).
-# Other interpreter or place: make test PYTHON=python3.12 VENV=/tmp/venv
+# Other interpreter or place: make test PYTHON=python3.12 VENV=.venv312
 
 PYTHON ?= python3
 VENV ?= .venv
