@@ -41,6 +41,12 @@ class MemoryBank:
     spec: MemoryBankSpec
 
 
+def bank_size(embedded: EmbeddedImages, images: Int64Array, config: BuildConfig) -> int:
+    """Number of entries of a memory bank made from the patches of some images."""
+    candidates = len(images) * embedded.patches
+    return coreset_size(candidates, ratio=config.coreset_ratio, size=config.coreset_size)
+
+
 def choose_memory_bank(
     embedded: EmbeddedImages,
     images: Int64Array,
@@ -49,7 +55,7 @@ def choose_memory_bank(
 ) -> MemoryBank:
     """Select the coreset among the patches of some images and fetch its unprojected rows."""
     candidates = embedded.candidates(images)
-    n = coreset_size(len(candidates), ratio=config.coreset_ratio, size=config.coreset_size)
+    n = bank_size(embedded, images, config)
     if config.coreset == "random":
         coreset = random_coreset(len(candidates), n, seed=config.seed)
     else:

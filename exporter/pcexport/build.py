@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pcexport.bank import MemoryBank, choose_memory_bank, measure_bank_search, write_memory_bank
+from pcexport.bank import MemoryBank, bank_size, choose_memory_bank, measure_bank_search, write_memory_bank
 from pcexport.bundle_writer import check_output, list_files, publish, staging_folder
 from pcexport.calibration import CalibrationPlan, plan_calibration
 from pcexport.config import BuildConfig
-from pcexport.coreset import coreset_size
 from pcexport.datasets import Dataset, find_dataset
 from pcexport.embed import EmbeddedImages, embed_images
 from pcexport.errors import BuildError
@@ -197,11 +196,8 @@ class _Job:
 
     def select_bank(self, embedded: EmbeddedImages, plan: CalibrationPlan) -> MemoryBank:
         """Coreset of the planned images."""
-        config = self.config
-        candidates = len(plan.bank) * embedded.patches
-        size = coreset_size(candidates, ratio=config.coreset_ratio, size=config.coreset_size)
-        with self.steps.step("coreset", size) as step:
-            return choose_memory_bank(embedded, plan.bank, config, step.advance_to)
+        with self.steps.step("coreset", bank_size(embedded, plan.bank, self.config)) as step:
+            return choose_memory_bank(embedded, plan.bank, self.config, step.advance_to)
 
     def write_bank(self, bank: MemoryBank, embedded: EmbeddedImages, plan: CalibrationPlan) -> SearchSpec:
         """Write the bank and its index, and measure the index."""

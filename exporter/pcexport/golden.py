@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pcexport.datasets import Dataset
 from pcexport.images import ImageReader
@@ -12,6 +14,8 @@ from pcrun.errors import SourceError
 from pcrun.image_io import encode_png
 from pcrun.manifest import SAMPLES_NAME
 from pcrun.records import to_jsonable
+
+T = TypeVar("T")
 
 # Other CPUs, providers and library versions round differently: docs/bundle.md says by how much.
 TOLERANCE_RELATIVE = 1e-3
@@ -33,7 +37,7 @@ def choose_samples(
     """
     all_defective = [image.path for image in dataset.test if image.is_defective]
     defective = _readable(_spread_first(all_defective, wanted // 2), wanted // 2, reader)
-    chosen = [(path, "normal") for path in _spread(normal, wanted - len(defective))]
+    chosen = [(path, "normal") for path in spread(normal, wanted - len(defective))]
     return chosen + [(path, "defective") for path in defective]
 
 
@@ -66,17 +70,18 @@ def write_samples(
     return [*names, SAMPLES_NAME]
 
 
-def _spread(paths: list[Path], wanted: int) -> list[Path]:
-    """`wanted` paths at even distances, the ends included."""
-    if wanted <= 1 or len(paths) <= wanted:
-        return paths[: max(0, wanted)]
-    return [paths[round(i * (len(paths) - 1) / (wanted - 1))] for i in range(wanted)]
+def spread(items: Sequence[T], wanted: int) -> list[T]:
+    """`wanted` items at even distances, the ends included; all of them when there are fewer."""
+    if wanted <= 1 or len(items) <= wanted:
+        return list(items[: max(0, wanted)])
+    return [items[round(i * (len(items) - 1) / (wanted - 1))] for i in range(wanted)]
 
 
 def _spread_first(paths: list[Path], wanted: int) -> list[Path]:
     """All paths, those at even distances first."""
-    first = _spread(paths, wanted)
-    return first + [path for path in paths if path not in set(first)]
+    first = spread(paths, wanted)
+    taken = set(first)
+    return first + [path for path in paths if path not in taken]
 
 
 def _readable(paths: list[Path], wanted: int, reader: ImageReader) -> list[Path]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from pcexport.calibration import images_needed, shortage_warning
 from pcexport.evaluate import TestScore
+from pcexport.golden import spread
 from pcexport.images import ImageReader
 from pcexport.report_chart import ScoreGroup, draw_scores
 from pcexport.report_format import (
@@ -178,7 +179,7 @@ def _pictures(
     samples: Sequence[tuple[Path, str]], manifest: Manifest, reader: ImageReader, detector: AnomalyDetector
 ) -> list[Picture]:
     small = []
-    for path, label in _spread(samples, _MAX_PICTURES):
+    for path, label in spread(samples, _MAX_PICTURES):
         image = reader.read(path)
         small.append((path.name, label, *_shrink(image, detector(image))))
     # Without a pixel threshold nothing may look as if it were above one: the largest value takes its place.
@@ -189,12 +190,6 @@ def _pictures(
         Picture(name, label, result, _overlay_uri(image, result, limit, manifest.preprocess))
         for name, label, image, result in small
     ]
-
-
-def _spread(samples: Sequence[tuple[Path, str]], wanted: int) -> list[tuple[Path, str]]:
-    if len(samples) <= wanted:
-        return list(samples)
-    return [samples[round(i * (len(samples) - 1) / (wanted - 1))] for i in range(wanted)]
 
 
 def _shrink(image: UInt8Array, result: AnomalyResult) -> tuple[UInt8Array, AnomalyResult]:

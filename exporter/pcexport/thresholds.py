@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pcexport.bank import choose_memory_bank, neighbour_lists
+from pcexport.bank import bank_size, choose_memory_bank, neighbour_lists
 from pcexport.calibration import CalibrationPlan, choose_threshold, shortage_warning
 from pcexport.config import BuildConfig
-from pcexport.coreset import coreset_size
 from pcexport.embed import EmbeddedImages
 from pcexport.images import ImageReader
 from pcexport.progress import Step, Steps
@@ -96,7 +95,7 @@ def _score_fold(
 ) -> None:
     others = np.setdiff1d(np.arange(len(embedded.paths), dtype=np.int64), fold)
     done = _FOLD_UNITS * len(scores.image_scores)
-    size = coreset_size(len(others) * embedded.patches, ratio=config.coreset_ratio, size=config.coreset_size)
+    size = bank_size(embedded, others, config)
     bank = choose_memory_bank(
         embedded, others, config, lambda n: step.advance_to(done + len(fold) * n // size)
     )

@@ -130,7 +130,7 @@ class Bundle:
         if SAMPLES_NAME not in self.manifest.files:
             raise BundleError(f"{self.path} holds no golden samples. Run `pcexport build` again.")
         try:
-            return from_mapping(GoldenSamples, json.loads(bytes(self.read(SAMPLES_NAME))), where="samples")
+            return from_mapping(GoldenSamples, json.loads(self.read(SAMPLES_NAME)), where="samples")
         except (RecordError, ValueError, RecursionError) as error:
             raise BundleError(
                 f"{SAMPLES_NAME} cannot be understood: {error}. Run `pcexport build` again."
@@ -150,7 +150,7 @@ def file_entry(data: bytes) -> FileEntry:
 
 def check_embedder(data: bytes, manifest: Manifest) -> None:
     """Compare the graph's inputs and outputs with the manifest, before any native code reads the graph."""
-    facts = check_onnx(bytes(data), name=EMBEDDER_NAME)
+    facts = check_onnx(data, name=EMBEDDER_NAME)
     spec, (height, width) = manifest.embedding, manifest.preprocess.input_hw
     if len(facts.inputs) != 1 or len(facts.outputs) != 1:
         raise BundleError(

@@ -61,14 +61,14 @@ class PatchCoreScorer:
         """
         if exactness not in EXACTNESS_LEVELS:
             raise ValueError(f"exactness must be one of {EXACTNESS_LEVELS}, got {exactness!r}")
-        # One thread: verification products are small, and woken BLAS threads would disturb the next frame.
-        self._verifier = ExactSearch(rows, threads=1)
         self._rows = rows
         self._neighbours = neighbours
         if exactness == "full" and not search.exact:
             raise ValueError("exactness 'full' needs an exact search")
         self.search = search
         self.exactness = "full" if search.exact else exactness
+        # One thread: verification products are small, and woken BLAS threads would disturb the next frame.
+        self._verifier = ExactSearch(rows, threads=1) if self.exactness == "image" else None
 
     def score(self, embeddings: FloatArray) -> PatchScores:
         """Score the (patches, dim) float32 embeddings of one image."""
@@ -76,7 +76,7 @@ class PatchCoreScorer:
         distances, ids = self.search.nearest(embeddings)
         searched = time.perf_counter()
         verified = len(distances) if self.search.exact else 0
-        if self.exactness == "image":
+        if self._verifier is not None:
             # Eq. 7 looks at the patch with the largest distance, so ties with it are verified as well.
             ties = self._neighbours is not None
             verified = certify_maximum(embeddings, distances, ids, self._verifier, ties=ties)

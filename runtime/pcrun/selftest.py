@@ -78,7 +78,7 @@ def _check(
 ) -> SampleCheck:
     assert detector.bundle is not None  # checked by the caller
     try:
-        image = decode_image(bytes(detector.bundle.read(sample.file)))
+        image = decode_image(detector.bundle.read(sample.file))
     except SourceError as error:
         raise BundleError(f"{sample.file} is no golden image: {error} Run `pcexport build` again.") from error
     result = detector(image)

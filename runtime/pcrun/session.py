@@ -74,7 +74,7 @@ class OnnxEmbedder:
             raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
         self._spec = spec
         self.threads = threads or available_cores()
-        self._session, self.provider = _create_session(bytes(model), provider, self.threads)
+        self._session, self.provider = _create_session(model, provider, self.threads)
 
     def embed(self, images: UInt8Array) -> FloatArray:
         """See `Embedder.embed`; a graph with a fixed batch is run in chunks, the last one padded."""
