@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,24 @@ import pytest
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 BundleMaker = Callable[..., Path]
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Also fixtures of a whole session or module must not meet the user's device profiles."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PCRUN_CACHE", str(folder / "shared"))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def profile_cache(_caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `pcrun` keeps device profiles during this test; it is made with the first of them."""
+    folder = _caches / str(next(_numbers))
+    monkeypatch.setenv("PCRUN_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ _RESULTS = Path("benchmarks/results")
 @click.version_option(__version__, prog_name="pcbench")
 @debug_option
 def cli() -> None:
-    """Measure builds and stages, and put the figures into the README."""
+    """Measure builds and verdicts, and put the figures into the README."""
 
 
 @cli.command(context_settings={**HELP_SETTINGS, "ignore_unknown_options": True})
@@ -33,39 +33,139 @@ def build(data: str, flags: tuple[str, ...], name: str, output: Path) -> int:
 
 
 @cli.command(context_settings=HELP_SETTINGS)
-@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Bundle to run.")
+@click.option(
+    "--bundle",
+    "bundles",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Bundle to measure; repeatable, for banks of several sizes.",
+)
+@click.option(
+    "--normal",
+    required=True,
+    multiple=True,
+    metavar="PATH",
+    help="Normal images: files, folders, globs, or @FILE with one path a line; repeatable.",
+)
+@click.option(
+    "--defective", multiple=True, metavar="PATH", help="Defective images, likewise; reported apart."
+)
+@click.option("--max-images", type=click.IntRange(6), default=75, show_default=True, help="Of each kind.")
+@click.option("--cold-start/--no-cold-start", default=True, show_default=True, help="Start processes too.")
+@click.option("--name", required=True, help="Title in reports.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result file (JSON).")
+def search(
+    bundles: tuple[Path, ...],
+    normal: tuple[str, ...],
+    defective: tuple[str, ...],
+    max_images: int,
+    cold_start: bool,
+    name: str,
+    output: Path,
+) -> int:
+    """Certified search beside brute force: alone, end to end, and from a cold start."""
+    from pcbench.search import measure_search, table
+
+    contents = {"normal": list(normal)} | ({"defective": list(defective)} if defective else {})
+    result = measure_search(
+        bundles, contents, max_images=max_images, starts=cold_start, output=output, name=name
+    )
+    print(table(result))
+    return 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
+@click.option(
+    "--bundle",
+    "bundles",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Bundle to measure; repeatable. The first is the fp32 one that the others are compared with.",
+)
 @click.argument("images", nargs=-1, required=True)
-@click.option("--provider", default="auto", show_default=True, help="As in pcrun.")
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    help="As in pcrun; repeatable.",
+)
 @click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 is one per available core.")
 @click.option("--max-images", type=click.IntRange(6), default=200, show_default=True, help="Images used.")
 @click.option("--name", required=True, help="Title in reports.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result file (JSON).")
-def stages(
-    bundle: Path,
+def embedder(
+    bundles: tuple[Path, ...],
     images: tuple[str, ...],
-    provider: str,
+    providers: tuple[str, ...],
     threads: int,
     max_images: int,
     name: str,
     output: Path,
 ) -> int:
-    """Milliseconds per stage on IMAGES, certified and exact search in turn."""
-    from pcbench.stages import LEVELS, measure_stages
+    """Milliseconds of the embedder on IMAGES, by precision and provider, in turns."""
+    from pcbench.embedder import measure_embedders, table
 
-    result = measure_stages(
-        bundle,
-        list(images),
-        provider=provider,
+    result = measure_embedders(
+        bundles,
+        images,
+        providers=providers,
         threads=threads,
         max_images=max_images,
         output=output,
         name=name,
     )
-    for level in LEVELS:
-        listed = "  ".join(
-            f"{key.removesuffix('_ms')} {value}" for key, value in result["median_ms"][level].items()
-        )
-        print(f"{level:<6} {listed}")
+    print(table(result))
+    return 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
+@click.option("--embeddings", type=click.Path(path_type=Path), help="Rows to choose from: float32, .npy.")
+@click.option(
+    "--rows", type=click.IntRange(3), default=596_624, show_default=True, help="Random rows, without a file."
+)
+@click.option("--dim", type=click.IntRange(1), default=128, show_default=True, help="Their length.")
+@click.option("--picks", type=click.IntRange(2), help="Rows to choose; left out, 1 % of them.")
+@click.option(
+    "--plain-picks",
+    type=click.IntRange(2),
+    help="Picks of plain greedy, its time then in proportion; left out, all.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of rows and start row.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 is one per available core.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="The median counts.")
+@click.option("--name", required=True, help="Title in reports.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result file (JSON).")
+def coreset(
+    embeddings: Path | None,
+    rows: int,
+    dim: int,
+    picks: int | None,
+    plain_picks: int | None,
+    seed: int,
+    threads: int,
+    repeats: int,
+    name: str,
+    output: Path,
+) -> int:
+    """The coreset selection beside plain greedy, which scans all rows for each pick."""
+    from pcbench.coreset import load_rows, measure_coreset, random_rows, table
+
+    candidates = load_rows(embeddings) if embeddings else random_rows(rows, dim, seed=seed)
+    result = measure_coreset(
+        candidates,
+        picks=min(len(candidates), picks or max(2, len(candidates) // 100)),
+        plain_picks=plain_picks or 0,
+        seed=seed,
+        threads=threads,
+        repeats=repeats,
+        output=output,
+        name=name,
+    )
+    print(table(result))
     return 0
 
 

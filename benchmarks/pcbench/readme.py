@@ -10,7 +10,7 @@ from pcrun.errors import PcError
 BEGIN = "<!-- figures: `pcbench readme` writes what stands between these two lines -->"
 END = "<!-- end of figures -->"
 
-_STAGES = ("preprocess_ms", "embed_ms", "search_ms", "verify_ms", "map_ms", "total_ms")
+_STAGES = ("preprocess_ms", "embed_ms", "search_ms", "verify_ms", "map_ms")
 
 
 def render(results_folder: Path) -> str:
@@ -76,25 +76,92 @@ def _megabytes(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f} MB"
 
 
-def _stages_table(results: list[dict[str, Any]]) -> str:
+def _search_tables(results: list[dict[str, Any]]) -> str:
+    return "\n\n".join(_search_table(result) for result in results)
+
+
+def _search_table(result: dict[str, Any]) -> str:
+    heads = (
+        "memory bank",
+        "images",
+        "search",
+        *(stage.removesuffix("_ms") for stage in _STAGES),
+        "certified",
+        "bare embedder",
+        "exact",
+        "one graph",
+    )
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for bundle in result["bundles"]:
+        for kind, content in bundle["contents"].items():
+            timed = content["end_to_end"]
+            stages = [f"{timed['certified']['stages_ms'][stage]:.1f}" for stage in _STAGES]
+            medians = [
+                f"{timed[job]['median_ms']:.1f}" if job in timed else "-"
+                for job in ("certified", "bare embedder", "exact", "one graph")
+            ]
+            cells = [f"{bundle['bank']:,}", kind, bundle["settings"]["search"], *stages, *medians]
+            rows.append(f"| {' | '.join(cells)} |")
+    starts = [
+        f"{bundle['bank']:,} entries {bundle['cold_start']['median_ms'] / 1e3:.2f} s and "
+        f"{_megabytes(bundle['cold_start']['peak_rss_mb'])}"
+        for bundle in result["bundles"]
+        if "cold_start" in bundle
+    ]
+    cold = f"From process start to first verdict, resident memory: {'; '.join(starts)}. " if starts else ""
+    return "\n".join([*rows, "", f"{result['name']}, median ms per image. {cold}{_device(result)}"])
+
+
+def _coreset_table(results: list[dict[str, Any]]) -> str:
     if not results:
         return ""
-    heads = " | ".join(stage.removesuffix("_ms") for stage in _STAGES)
-    rows = [f"| median ms per image | search | {heads} |", "|---|---|" + "---|" * len(_STAGES)]
+    heads = (
+        "coreset",
+        "lazy greedy",
+        "plain greedy",
+        "ratio",
+        "distances computed",
+        "memory beside the rows",
+    )
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for result in results:
-        for level, search in (("image", f"{result['search']}, certified"), ("full", "exact")):
-            values = " | ".join(f"{result['median_ms'][level][stage]:.1f}" for stage in _STAGES)
-            rows.append(f"| {result['name']}, bank {result['bank']:,} | {search} | {values} |")
-    first = results[0]
-    note = f"{first['images']} images, warm-up of {first['warm_up']} dropped, {first['threads']} threads"
-    return "\n".join([*rows, "", f"{note}, provider {first['provider']}. {_device(first)}"])
+        from_part = f" (from {result['plain_picks']:,} picks)" if result["plain_extrapolated"] else ""
+        rows.append(
+            f"| {result['name']}: {result['picks']:,} of {result['rows']:,} x {result['dim']} | "
+            f"{result['seconds']:.1f} s | {result['plain_seconds']:.0f} s{from_part} | "
+            f"{result['ratio']:.0f}x | "
+            f"{result['distances_share']:.1%} of plain | {_megabytes(result['memory_mb'])} |"
+        )
+    return "\n".join([*rows, "", f"Same rows in the same order. {_device(results[0])}"])
+
+
+def _embedder_tables(results: list[dict[str, Any]]) -> str:
+    return "\n\n".join(_embedder_table(result) for result in results)
+
+
+def _embedder_table(result: dict[str, Any]) -> str:
+    heads = ("embedder", "provider", "median ms", "p90 ms", "of fp32", "image AUROC")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in result["rows"]:
+        auroc = "-" if row["image_auroc"] is None else f"{row['image_auroc']:.4f}"
+        rows.append(
+            f"| {row['backbone']}, {row['precision']}, {row['dim']}-d | {row['provider']} | "
+            f"{row['median_ms']:.1f} | {row['p90_ms']:.1f} | {row['of_fp32']:.2f} | {auroc} |"
+        )
+    note = f"{result['name']}, {result['images']} images, {result['threads']} threads, measured in turns."
+    return "\n".join([*rows, "", f"{note} {_device(result)}"])
 
 
 def _device(result: dict[str, Any]) -> str:
     machine, packages = result["machine"], result["versions"]
-    names = ("onnxruntime", "hnswlib", "numpy", "torch")
+    names = ("onnxruntime", "openvino", "hnswlib", "numpy", "torch")
     listed = ", ".join(f"{name} {packages[name]}" for name in names if name in packages)
     return f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {listed}."
 
 
-_TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {"build": _build_table, "stages": _stages_table}
+_TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    "build": _build_table,
+    "search": _search_tables,
+    "embedder": _embedder_tables,
+    "coreset": _coreset_table,
+}

@@ -7,7 +7,7 @@ import hnswlib
 import numpy as np
 
 from pcexport.bundle_writer import write_npy
-from pcexport.config import BuildConfig
+from pcexport.config import BuildConfig, parse_search_dim
 from pcexport.coreset import Coreset, Progress, coreset_size, random_coreset, select_coreset
 from pcexport.embed import EmbeddedImages
 from pcexport.index import (
@@ -17,17 +17,20 @@ from pcexport.index import (
     measure_search,
     nearest_neighbours,
     save_index,
+    search_basis,
 )
 from pcexport.progress import Step
 from pcrun.manifest import (
     INDEX_NAME,
     MEMORY_BANK_NAME,
     NEIGHBOURS_NAME,
+    SEARCH_BASIS_NAME,
     CoresetSpec,
     IndexSpec,
     MemoryBankSpec,
     SearchSpec,
 )
+from pcrun.search.hnsw import HnswSearch
 from pcrun.types import FloatArray, Int32Array, Int64Array
 
 _MEASURED_IMAGES = 24
@@ -35,10 +38,17 @@ _MEASURED_IMAGES = 24
 
 @dataclass(frozen=True)
 class MemoryBank:
-    """Chosen rows, in the order chosen, and how they were chosen."""
+    """Chosen rows, in the order chosen, and how they were chosen.
+
+    Attributes:
+        rows: (count, dim) float32.
+        spec: how they were chosen.
+        ids: (count,) int64, their places among the rows of all images.
+    """
 
     rows: FloatArray
     spec: MemoryBankSpec
+    ids: Int64Array
 
 
 def bank_size(embedded: EmbeddedImages, images: Int64Array, config: BuildConfig) -> int:
@@ -59,9 +69,10 @@ def choose_memory_bank(
     if config.coreset == "random":
         coreset = random_coreset(len(candidates), n, seed=config.seed)
     else:
-        coreset = select_coreset(candidates, n, seed=config.seed, progress=progress)
-    rows = embedded.full.gather(embedded.rows_of(images)[coreset.ids])
-    return MemoryBank(rows, _bank_spec(rows, coreset, len(candidates), embedded.projected.dim, config))
+        coreset = select_coreset(candidates, n, seed=config.seed, threads=config.threads, progress=progress)
+    ids = embedded.rows_of(images)[coreset.ids]
+    rows = embedded.full.gather(ids)
+    return MemoryBank(rows, _bank_spec(rows, coreset, len(candidates), embedded.projected.dim, config), ids)
 
 
 def _bank_spec(
@@ -74,24 +85,38 @@ def _bank_spec(
     return MemoryBankSpec(count=len(rows), dim=rows.shape[1], coreset=chosen, index=index)
 
 
-def write_memory_bank(
-    bank: MemoryBank, config: BuildConfig, folder: Path, step: Step
-) -> hnswlib.Index | None:
-    """Write the rows, the index and, for the reweighted score, the neighbour lists; returns the index."""
+@dataclass(frozen=True)
+class BankIndex:
+    """How neighbours are looked for in a bank.
+
+    Attributes:
+        basis: (dim, fewer) float32 directions of search; None for all dimensions.
+        graph: HNSW over the rows times the basis; None for a bundle without index.
+    """
+
+    basis: FloatArray | None
+    graph: hnswlib.Index | None
+
+
+def write_memory_bank(bank: MemoryBank, config: BuildConfig, folder: Path, step: Step) -> BankIndex:
+    """Write the rows, the index with its basis and, for the reweighted score, the neighbour lists."""
     write_npy(folder / MEMORY_BANK_NAME, bank.rows)
     if config.image_score == "reweighted":
         write_npy(folder / NEIGHBOURS_NAME, neighbour_lists(bank.rows, config))
+    basis = search_basis(bank.rows, parse_search_dim(config.search_dim))
+    if basis is not None:
+        write_npy(folder / SEARCH_BASIS_NAME, basis)
     if bank.spec.index is None:
-        return None
-    index = build_index(
-        bank.rows,
+        return BankIndex(basis, None)
+    graph = build_index(
+        bank.rows if basis is None else bank.rows @ basis,
         m=config.hnsw_m,
         ef_construction=config.hnsw_ef_construction,
         seed=config.seed,
         progress=step.advance_to,
     )
-    save_index(index, folder / INDEX_NAME)
-    return index
+    save_index(graph, folder / INDEX_NAME)
+    return BankIndex(basis, graph)
 
 
 def neighbour_lists(rows: FloatArray, config: BuildConfig) -> Int32Array:
@@ -100,7 +125,7 @@ def neighbour_lists(rows: FloatArray, config: BuildConfig) -> Int32Array:
 
 
 def measure_bank_search(
-    index: hnswlib.Index | None,
+    index: BankIndex,
     bank: MemoryBank,
     embedded: EmbeddedImages,
     images: Int64Array,
@@ -111,10 +136,17 @@ def measure_bank_search(
 
     Those that are not in the bank, where there are any.
     """
-    if index is None:
-        return SearchSpec(ef=config.ef or EF_CANDIDATES[-1], measured=(), images=0)
+    dim = None if index.basis is None else index.basis.shape[1]
+    if index.graph is None:
+        return SearchSpec(ef=config.ef or EF_CANDIDATES[-1], measured=(), images=0, dim=dim)
     sample = images[np.linspace(0, len(images) - 1, min(_MEASURED_IMAGES, len(images))).astype(np.int64)]
     efs = tuple(sorted({*EF_CANDIDATES, *([config.ef] if config.ef else [])}))
     arrays = [embedded.image(int(i)) for i in sample]
-    measured = measure_search(index, bank.rows, arrays, efs=efs, threads=threads)
-    return SearchSpec(ef=config.ef or choose_ef(measured), measured=tuple(measured), images=len(arrays))
+
+    def search(ef: int) -> HnswSearch:
+        return HnswSearch(index.graph, bank.rows, ef=ef, threads=threads, basis=index.basis)
+
+    measured = measure_search(search, bank.rows, arrays, efs=efs)
+    return SearchSpec(
+        ef=config.ef or choose_ef(measured), measured=tuple(measured), images=len(arrays), dim=dim
+    )

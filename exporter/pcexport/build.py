@@ -1,7 +1,6 @@
 """`pcexport build`: from a folder of normal images to a bundle. The whole job, step by step."""
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from pcexport.bank import MemoryBank, bank_size, choose_memory_bank, measure_bank_search, write_memory_bank
 from pcexport.bundle_writer import check_output, list_files, publish, staging_folder
 from pcexport.calibration import CalibrationPlan, plan_calibration
+from pcexport.comparison import Reference, compare_precision, embed_reference, has_threshold
 from pcexport.config import BuildConfig
 from pcexport.datasets import Dataset, find_dataset
 from pcexport.embed import EmbeddedImages, embed_images
@@ -18,12 +18,22 @@ from pcexport.evaluate import TestScore, accuracy_of, score_test_images
 from pcexport.golden import choose_samples, write_samples
 from pcexport.images import ImageReader
 from pcexport.network import TracedNetwork, open_embedder, trace_network
+from pcexport.precision import (
+    REFERENCE,
+    changes_embeddings,
+    deployed_network,
+    measure_latency,
+    require_precision,
+)
 from pcexport.progress import Steps
 from pcexport.report import write_report
+from pcexport.samples import ImageSamples
 from pcexport.thresholds import NormalScores, choose_thresholds, score_normals
+from pcexport.tuning import tune_here
 from pcexport.versions import installed_versions
 from pcrun.bundle import Bundle
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
+from pcrun.embedder import Embedder
 from pcrun.manifest import (
     EMBEDDER_NAME,
     REPORT_NAME,
@@ -34,12 +44,14 @@ from pcrun.manifest import (
     SourceSpec,
     write_manifest,
 )
-from pcrun.preprocess import PreprocessSpec, preprocess
+from pcrun.preprocess import PreprocessSpec
+from pcrun.profile import DeviceProfile
 from pcrun.records import to_jsonable
 from pcrun.selftest import run_selftest
-from pcrun.session import Embedder
+from pcrun.session import resolve_provider
 from pcrun.threads import available_cores
-from pcrun.types import UInt8Array
+
+_LATENCY_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,9 @@ class BuildSummary:
         bytes: size of all its files.
         seconds: wall time of each step.
         warnings: everything a person should know.
+        profile: the fastest settings found for this machine, where it was tuned.
+        embed_ms: median milliseconds per image of the deployed graph and of the float32 one, where they
+            differ.
     """
 
     output: Path
@@ -61,6 +76,8 @@ class BuildSummary:
     bytes: int
     seconds: dict[str, float]
     warnings: tuple[str, ...]
+    profile: DeviceProfile | None = None
+    embed_ms: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain types for `--json`."""
@@ -70,6 +87,8 @@ class BuildSummary:
             "bytes": self.bytes,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "warnings": list(self.warnings),
+            "profile": to_jsonable(self.profile),
+            "embed_ms": self.embed_ms,
             "manifest": to_jsonable(self.manifest),
         }
 
@@ -90,7 +109,8 @@ def build_bundle(
         BuildError: with what to do; nothing half-written is left.
     """
     try:
-        return _build(data, output, config, steps, force=force)
+        with steps.own_warnings():
+            return _build(data, output, config, steps, force=force)
     except OSError as error:
         raise BuildError(
             f"The build cannot read or write a file ({error}). Expected enough space and the rights to use "
@@ -100,27 +120,39 @@ def build_bundle(
 
 def _build(data: str, output: Path, config: BuildConfig, steps: Steps, *, force: bool) -> BuildSummary:
     check_output(output, force=force)
+    require_precision(config)
     dataset = find_dataset(data, config.layout)
     steps.say(
         f"{data}: layout {dataset.layout}, {len(dataset.normal)} normal and {len(dataset.test)} test images"
     )
     with staging_folder(output) as staging:
         job = _Job.start(dataset, config, steps, staging)
-        network = job.trace()
-        announce_needs(len(dataset.normal), network, config, staging, steps)
-        embedder, parity = job.compare_with_torch(network)
-        embedded = job.embed(network, embedder)
+        traced = job.trace()
+        announce_needs(len(dataset.normal), traced, config, staging, steps)
+        embedder, parity = job.compare_with_torch(traced)
+        network, deployed, embed_ms = job.convert(traced, embedder)
+        embedded = job.embed(network, deployed)
         source, plan = job.source(embedded), plan_calibration(len(embedded.paths), config)
         embedded = job.project(embedded, plan)
         bank = job.select_bank(embedded, plan)
         search = job.write_bank(bank, embedded, plan)
         draft = job.draft(output, source, network, bank, search, parity, plan)
         detector, calibrated, scores = job.calibrate(draft, embedded, plan)
+        if changes_embeddings(config) and has_threshold(calibrated, steps):
+            folder = job.scratch / REFERENCE
+            rows = embed_reference(traced, embedder, embedded.paths, job.samples, folder, steps)
+            basis = detector.bundle.search_basis if detector.bundle else None
+            reference = Reference(embedder, rows, bank.ids, calibrated, basis, config)
+            calibrated = compare_precision(reference, scores, plan, job.samples, steps)
         test_scores = job.evaluate(detector, calibrated)
         manifest = job.finish(detector, calibrated, embedded, scores, test_scores)
-        digest, size = job.verify(manifest)
+        bundle, size = job.verify(manifest)
         publish(job.folder, output)
-    return BuildSummary(output, digest, manifest, size, dict(steps.seconds), tuple(steps.warnings))
+        # Last, because the bundle is complete without.
+        profile = tune_here(output, config, steps) if config.tune else None
+    return BuildSummary(
+        output, bundle.digest, manifest, size, dict(steps.seconds), tuple(steps.warnings), profile, embed_ms
+    )
 
 
 @dataclass(frozen=True)
@@ -136,6 +168,7 @@ class _Job:
     config: BuildConfig
     steps: Steps
     reader: ImageReader
+    samples: ImageSamples
     preprocessing: PreprocessSpec
     folder: Path
     scratch: Path
@@ -148,7 +181,9 @@ class _Job:
         reader = ImageReader(
             dataset.root, white_level_16bit=config.white_level_16bit, strict=config.strict, warn=steps.warn
         )
-        return cls(dataset, config, steps, reader, _preprocessing(config), folder, scratch)
+        preprocessing = _preprocessing(config)
+        samples = ImageSamples(dataset, preprocessing, config.white_level_16bit)
+        return cls(dataset, config, steps, reader, samples, preprocessing, folder, scratch)
 
     def trace(self) -> TracedNetwork:
         """Write embedder.onnx."""
@@ -162,7 +197,20 @@ class _Job:
     def compare_with_torch(self, network: TracedNetwork) -> tuple[Embedder, ParitySpec]:
         """Parity on the first readable normal images, and what embeds all of them."""
         with self.steps.step("parity"):
-            return open_embedder(network, self.config, self._parity_images())
+            return open_embedder(network, self.config, self.samples.first(self.config.parity_images))
+
+    def convert(
+        self, traced: TracedNetwork, embedder: Embedder
+    ) -> tuple[TracedNetwork, Embedder, dict[str, float] | None]:
+        """The graph as it is deployed, what runs it, and the latencies of both, where they differ."""
+        if not changes_embeddings(self.config):
+            return traced, embedder, None
+        with self.steps.step("convert"):
+            network, deployed = deployed_network(traced, self.config, self.samples.spread)
+            (self.folder / EMBEDDER_NAME).write_bytes(network.onnx)
+            images = list(self.samples.spread(_LATENCY_IMAGES))
+            latency = measure_latency({REFERENCE: embedder, "deployed": deployed}, images)
+        return network, deployed, latency
 
     def embed(self, network: TracedNetwork, embedder: Embedder) -> EmbeddedImages:
         """Embed the normal images into the scratch folder."""
@@ -220,13 +268,14 @@ class _Job:
         """The manifest of a bundle that can score, but has no thresholds yet."""
         config = self.config
         neighbours = config.neighbours if config.image_score == "reweighted" else 0
+        provider = resolve_provider(config.provider)
         manifest = Manifest(
             name=output.name.removesuffix(".pcbundle"),
             files=list_files(self.folder, [path.name for path in self.folder.iterdir()]),
-            created_by=installed_versions(),
+            created_by=installed_versions(*(["openvino"] if provider == "openvino" else [])),
             source=dataclasses.replace(source, images_held_out=plan.held_out, images_bank=len(plan.bank)),
             preprocess=self.preprocessing,
-            embedding=network.spec,
+            embedding=dataclasses.replace(network.spec, provider=provider),
             memory_bank=bank.spec,
             search=search,
             scoring=ScoringSpec(config.image_score, neighbours, config.map_sigma_px),
@@ -246,6 +295,7 @@ class _Job:
             threads=config.threads,
             threshold=NO_THRESHOLD,
             pixel_threshold=NO_THRESHOLD,
+            profile=False,
         )
         scores = score_normals(plan, embedded, detector, self.reader, config, self.steps)
         chosen = choose_thresholds(scores, plan, config, self.steps)
@@ -282,8 +332,8 @@ class _Job:
         write_manifest(self.folder, manifest)
         return manifest
 
-    def verify(self, manifest: Manifest) -> tuple[str, int]:
-        """Open the bundle as a device would and replay its golden samples; gives its digest and size."""
+    def verify(self, manifest: Manifest) -> tuple[Bundle, int]:
+        """Open the bundle as a device would and replay its golden samples; gives it and its size."""
         with self.steps.step("verify"):
             bundle = Bundle.load(self.folder)
             # A bundle without thresholds was recorded with unreachable ones.
@@ -294,6 +344,7 @@ class _Job:
                 threads=self.config.threads,
                 threshold=limit,
                 pixel_threshold=limit,
+                profile=False,
             )
             report = run_selftest(detector)
             if not report.passed:
@@ -304,24 +355,7 @@ class _Job:
                     "report this with the versions in use. Nothing was written."
                 )
             size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        return bundle.digest, size
-
-    def _parity_images(self) -> list[UInt8Array]:
-        """The first readable normal images, prepared."""
-        normal, config = self.dataset.normal, self.config
-        # A reader of its own: these images are read again, and counted, when they are embedded.
-        reader = ImageReader(
-            self.dataset.root,
-            white_level_16bit=config.white_level_16bit,
-            strict=False,
-            warn=lambda text: None,
-        )
-        readable = (image for _, image in reader.read_all(normal) if image is not None)
-        first = itertools.islice(readable, config.parity_images)
-        images = [preprocess(image, self.preprocessing) for image in first]
-        if not images:
-            raise BuildError(f"None of the {len(normal)} normal images could be read. Expected image files.")
-        return images
+        return bundle, size
 
 
 def _preprocessing(config: BuildConfig) -> PreprocessSpec:

@@ -61,6 +61,20 @@ class BuildConfig:
     grid: str | None = _key(None, "Patch grid, 32 or HEIGHTxWIDTH; left out: the first layer's.")
     batch: str = _key("1", "Images per embedder call: a number (static graph) or `dynamic`.")
     opset: int = _key(18, "ONNX opset of the graph.")
+    precision: str = _key(
+        "fp32",
+        "Arithmetic of the backbone: `fp32`, `fp16` (GPUs), `int8` (CPUs) or `bf16` (OpenVINO).",
+        choices=("fp32", "fp16", "int8", "bf16"),
+    )
+    quantisation_images: int = _key(64, "Normal images that give the ranges of `int8`.")
+    project: int | None = _key(
+        None, "Dimensions to which a PCA inside the graph shortens patch embeddings; left out: none."
+    )
+    allow_flips: bool = _key(
+        False,
+        "Go on when precision or projection change the verdict on a calibration image.",
+        in_bundle=False,
+    )
 
     coreset: str = _key("kcenter", "How the memory bank is chosen.", choices=("kcenter", "random"))
     coreset_ratio: float = _key(0.01, "Share of all patch embeddings kept in the memory bank.")
@@ -72,11 +86,16 @@ class BuildConfig:
     )
     projection_dim: int = _key(128, "Dimensions of that space.")
 
+    search_dim: str = _key(
+        "auto",
+        "Dimensions in which neighbours are looked for (distances are those of all): a number, `full`, or "
+        "`auto`, the fewest that keep most of the variance.",
+    )
     index: str = _key("hnsw", "Index written beside the memory bank.", choices=("hnsw", "none"))
     hnsw_m: int = _key(16, "Links per entry of the HNSW graph.")
     hnsw_ef_construction: int = _key(200, "Search width while the HNSW graph is built.")
     ef: int | None = _key(
-        None, "Search width at run time; left out: the smallest that reaches a recall of 0.98."
+        None, "Search width at run time; left out: the smallest with distances within 2% on average."
     )
 
     image_score: str = _key(
@@ -101,9 +120,18 @@ class BuildConfig:
         True, "Score the labelled test images, where there are any, with the finished bundle."
     )
 
+    tune: bool = _key(
+        True,
+        "Find the fastest settings for this machine at the end, as `pcrun tune` does, and store them as its "
+        "device profile.",
+        in_bundle=False,
+    )
+
     seed: int = _key(0, "Seed of everything random.")
     provider: str = _key(
-        "auto", "onnxruntime provider for embedding.", choices=("auto", "cpu", "cuda", "tensorrt")
+        "auto",
+        "What embeds: onnxruntime's `cpu`, `cuda`, `tensorrt`, or `openvino`; `auto`: CUDA, else the CPU.",
+        choices=("auto", "cpu", "cuda", "tensorrt", "openvino"),
     )
     embed_with: str = _key(
         "auto",
@@ -140,6 +168,7 @@ class BuildConfig:
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         parse_batch(self.batch)
+        parse_search_dim(self.search_dim)
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -166,6 +195,8 @@ _INTEGER_RANGES = (
     ("white_level_16bit", 1, 65535),
     ("neighbourhood", 1, 15),
     ("opset", 17, 25),
+    ("quantisation_images", 1, 4096),
+    ("project", 1, 65536),
     ("coreset_size", 1, 2**31 - 1),
     ("projection_dim", 1, 65536),
     ("hnsw_m", 2, 128),
@@ -210,6 +241,17 @@ def parse_batch(text: str) -> int | None:
         return None
     if not text.isdigit() or not 1 <= int(text) <= 4096:
         raise ValueError(f"batch must be a number from 1 to 4096 or 'dynamic', got {text!r}")
+    return int(text)
+
+
+def parse_search_dim(text: str) -> int | None:
+    """Parse the dimensions of search: a number, 0 for "full", None for "auto"."""
+    if text == "auto":
+        return None
+    if text == "full":
+        return 0
+    if not text.isdigit() or not 1 <= int(text) <= 65536:
+        raise ValueError(f"search_dim must be a number from 1 to 65536, 'full' or 'auto', got {text!r}")
     return int(text)
 
 
@@ -277,7 +319,7 @@ def _listed() -> str:
 def _coerce(key: str, value: Any) -> Any:
     """Accept what people write in YAML and on the command line: 224 for a size, "a,b" for a list."""
     if (
-        key in ("image_size", "crop_size", "grid", "batch")
+        key in ("image_size", "crop_size", "grid", "batch", "search_dim")
         and isinstance(value, int)
         and not isinstance(value, bool)
     ):

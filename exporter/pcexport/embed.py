@@ -13,9 +13,9 @@ from pcexport.images import ImageReader
 from pcexport.progress import Step
 from pcexport.projection import fit_projection
 from pcexport.store import RowFile, Rows, SelectedRows
+from pcrun.embedder import Embedder
 from pcrun.manifest import EmbeddingSpec
 from pcrun.preprocess import PreprocessSpec, preprocess
-from pcrun.session import Embedder
 from pcrun.types import FloatArray, Int64Array, UInt8Array
 
 _DYNAMIC_BATCH_IMAGES = 8

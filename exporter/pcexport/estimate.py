@@ -4,13 +4,15 @@ import shutil
 from pathlib import Path
 
 from pcexport.config import BuildConfig
-from pcexport.coreset import coreset_size
+from pcexport.coreset import coreset_memory_bytes, coreset_size
 from pcexport.errors import BuildError
 from pcexport.network import TracedNetwork
+from pcexport.precision import changes_embeddings
 from pcexport.progress import Steps
+from pcrun.threads import available_cores
 
-# Resident memory besides the memory bank, measured: torch, onnxruntime and the coreset's working set.
-_BASE_MEMORY_BYTES = 1_250_000_000
+# Resident memory besides memory bank and coreset, measured: torch and onnxruntime.
+_BASE_MEMORY_BYTES = 1_150_000_000
 
 
 def announce_needs(
@@ -23,14 +25,20 @@ def announce_needs(
     """
     patches = images * network.spec.patches
     entries = coreset_size(patches, ratio=config.coreset_ratio, size=config.coreset_size)
-    projected = min(config.projection_dim, network.spec.dim) if config.projection != "none" else 0
-    bank_bytes = entries * network.spec.dim * 4
+    dim = min(config.project or network.spec.dim, network.spec.dim)
+    projected = min(config.projection_dim, dim) if config.projection != "none" else 0
+    # Another precision or a projection is compared with the float32 embeddings.
+    reference = network.spec.dim if changes_embeddings(config) else 0
+    bank_bytes = entries * dim * 4
     # The bank is written twice: as rows, and inside the index.
-    disk = patches * (network.spec.dim + projected) * 4 + 2 * bank_bytes + len(network.onnx)
+    disk = patches * (dim + projected + reference) * 4 + 2 * bank_bytes + len(network.onnx)
     # The bank is held as rows and by the index, by the detector that calibrates, and by a fold's bank.
-    memory = _BASE_MEMORY_BYTES + 6 * bank_bytes + 3 * len(network.onnx) + 24 * patches
+    memory = _BASE_MEMORY_BYTES + 6 * bank_bytes + 3 * len(network.onnx)
+    if config.coreset == "kcenter":
+        threads = config.threads or available_cores()
+        memory += coreset_memory_bytes(patches, projected or dim, entries, threads=threads)
     steps.say(
-        f"{images} images x {network.spec.patches} patches x {network.spec.dim} = "
+        f"{images} images x {network.spec.patches} patches x {dim} = "
         f"{patches:,} embeddings, memory bank {entries:,}; needs about {disk / 1e9:.2f} GB of disk and "
         f"{memory / 1e9:.1f} GB of memory"
     )

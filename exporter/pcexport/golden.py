@@ -17,8 +17,9 @@ from pcrun.records import to_jsonable
 
 T = TypeVar("T")
 
-# Other CPUs, providers and library versions round differently: docs/bundle.md says by how much.
-TOLERANCE_RELATIVE = 1e-3
+# Other CPUs, providers and library versions round differently: docs/bundle.md says by how much. Rounding to
+# bfloat16 is 0.4 % at once, and which values go up depends on the order in which a processor sums.
+TOLERANCE_RELATIVE = {"fp32": 1e-3, "int8": 1e-3, "fp16": 1e-2, "bf16": 1e-2}
 
 
 def choose_samples(
@@ -46,7 +47,7 @@ def write_samples(
 ) -> list[str]:
     """Store the images as lossless PNG with what the finished detector says of them.
 
-    The largest map value is recorded from exact search: an approximate map depends on the search in use.
+    The largest map value recorded is the exact one: an approximate map depends on the search in use.
 
     Returns:
         Names of the files written, relative to the bundle.
@@ -54,16 +55,16 @@ def write_samples(
     (folder / "samples").mkdir()
     samples: list[GoldenSample] = []
     names: list[str] = []
-    exact = detector.with_exact_search()
     for path, label in chosen:
         image = reader.read(path)
         name = f"samples/{len(samples):03d}.png"
         (folder / name).write_bytes(encode_png(image))
         result = detector(image)
-        map_max = float(exact(image).anomaly_map.max())
+        map_max = detector.peaks(image)[1]
         samples.append(GoldenSample(name, label, result.image_score, map_max, result.is_anomalous))
         names.append(name)
-    expected = to_jsonable(GoldenSamples(TOLERANCE_RELATIVE, tuple(samples)))
+    tolerance = TOLERANCE_RELATIVE[detector.manifest.embedding.precision]
+    expected = to_jsonable(GoldenSamples(tolerance, tuple(samples)))
     (folder / SAMPLES_NAME).write_text(
         json.dumps(expected, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )

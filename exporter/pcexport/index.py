@@ -6,12 +6,22 @@ from pathlib import Path
 import hnswlib
 import numpy as np
 
+from pcexport.projection import principal_components
+from pcexport.store import ArrayRows
 from pcrun.manifest import SearchMeasurement
-from pcrun.search import ExactSearch, HnswSearch
-from pcrun.types import FloatArray, Int32Array, Int64Array
+from pcrun.search.exact import ExactSearch
+from pcrun.search.hnsw import HnswSearch
+from pcrun.threads import available_cores
+from pcrun.types import FloatArray, Int32Array
 
-EF_CANDIDATES = (4, 8, 16, 32, 64, 128)
-RECALL_WANTED = 0.98
+EF_CANDIDATES = (2, 4, 8, 16, 32, 64)
+# The verdict is certified at any width: this is about the part of the map below the threshold, and about how
+# many patches need verification.
+MEAN_ERROR_WANTED = 0.02
+# Share of the variance that the dimensions of search keep: the fewest multiples of 32 (docs/architecture.md).
+_VARIANCE_KEPT = 0.8
+_DIM_STEP = 32
+_LARGEST_AUTO_DIM = 256
 _BLOCK_ROWS = 1024
 
 
@@ -66,40 +76,67 @@ def nearest_neighbours(rows: FloatArray, b: int) -> Int32Array:
     return result
 
 
+def search_basis(rows: FloatArray, dim: int | None) -> FloatArray | None:
+    """Directions in which neighbours are looked for: the leading principal components of the memory bank.
+
+    Args:
+        rows: (count, dim) float32.
+        dim: how many; 0 for a search in all dimensions, None for the fewest that keep most of the variance.
+
+    Returns:
+        (dim, fewer) float32 with orthonormal columns; None where nothing would be saved.
+    """
+    if dim == 0 or (dim is not None and dim >= rows.shape[1]):
+        return None
+    shares, components = principal_components(ArrayRows(rows))
+    if dim is None:
+        kept = np.cumsum(shares)
+        candidates = range(_DIM_STEP, min(_LARGEST_AUTO_DIM, rows.shape[1] - 1) + 1, _DIM_STEP)
+        dim = next((d for d in candidates if kept[d - 1] >= _VARIANCE_KEPT), max(candidates, default=0))
+        if dim == 0:
+            return None
+    return np.ascontiguousarray(components[:, :dim], np.float32)
+
+
 def measure_search(
-    index: hnswlib.Index, rows: FloatArray, images: list[FloatArray], *, efs: tuple[int, ...], threads: int
+    search: Callable[[int], HnswSearch], rows: FloatArray, images: list[FloatArray], *, efs: tuple[int, ...]
 ) -> list[SearchMeasurement]:
     """Compare HNSW with exact search, unverified, on the patch embeddings of some images.
 
     Args:
-        index, rows: the index and the memory bank it holds.
+        search: gives the search of a width.
+        rows: the memory bank.
         images: one (patches, dim) float32 array per image.
         efs: search widths to measure.
-        threads: for both searches.
     """
-    exact = ExactSearch(rows, threads=threads)
-    truths = [exact.nearest(image) for image in images]
-    return [_measure(HnswSearch(index, ef=ef, threads=threads), images, truths) for ef in efs]
+    exact = ExactSearch(rows, threads=available_cores())
+    truths = [exact.nearest(image)[0] for image in images]
+    return [_measure(search(ef), images, truths) for ef in efs]
 
 
-def _measure(
-    search: HnswSearch, images: list[FloatArray], truths: list[tuple[FloatArray, Int64Array]]
-) -> SearchMeasurement:
-    hits, patches, worst = 0, 0, 0.0
-    for image, (true_distances, _) in zip(images, truths, strict=True):
+def _measure(search: HnswSearch, images: list[FloatArray], truths: list[FloatArray]) -> SearchMeasurement:
+    hits, errors, worst = [], [], 0.0
+    for image, true_distances in zip(images, truths, strict=True):
         distances, _ = search.nearest(image)
         # Equal distances count as found: ties and duplicates have no single right id.
-        hits += int((distances <= true_distances * (1 + 1e-5) + 1e-6).sum())
-        patches += len(distances)
+        hits.append(distances <= true_distances * (1 + 1e-5) + 1e-6)
+        nonzero = true_distances > 0
+        errors.append(distances[nonzero] / true_distances[nonzero] - 1)
         true_score = float(true_distances.max())
         if true_score > 0:
             worst = max(worst, float(distances.max()) / true_score - 1)
-    return SearchMeasurement(search.ef, hits / patches, worst)
+    all_errors = np.concatenate(errors)
+    mean_error = float(all_errors.mean(dtype=np.float64)) if len(all_errors) else 0.0
+    return SearchMeasurement(search.ef, float(np.mean(np.concatenate(hits))), worst, max(0.0, mean_error))
 
 
 def choose_ef(measured: list[SearchMeasurement]) -> int:
-    """The smallest measured `ef` with the wanted recall, else the largest measured."""
-    return next((m.ef for m in measured if m.recall_at_1 >= RECALL_WANTED), measured[-1].ef)
+    """The smallest measured `ef` with the wanted mean error, else the largest measured."""
+    errors = {m.ef: m.mean_distance_error for m in measured}
+    return next(
+        (ef for ef, error in errors.items() if error is not None and error <= MEAN_ERROR_WANTED),
+        measured[-1].ef,
+    )
 
 
 def save_index(index: hnswlib.Index, path: Path) -> None:

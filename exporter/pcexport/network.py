@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 from pcexport.backbones.registry import find_backbone
 from pcexport.config import BuildConfig, parse_batch, parse_size
 from pcexport.errors import BuildError
+from pcrun.embedder import Embedder
 from pcrun.manifest import EmbeddingSpec, ParitySpec
 from pcrun.preprocess import PreprocessSpec
-from pcrun.session import Embedder, OnnxEmbedder, import_onnxruntime
+from pcrun.session import import_onnxruntime
+from pcrun.session import open_embedder as open_graph
 from pcrun.types import UInt8Array
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ def open_embedder(
     """
     from pcexport.parity import TorchEmbedder, compare_embedders
 
-    session = OnnxEmbedder(network.onnx, network.spec, provider=config.provider, threads=config.threads)
+    session = open_graph(network.onnx, network.spec, provider=config.provider, threads=config.threads)
     device = _torch_device(config)
     torch_embedder = TorchEmbedder(network.module, device or "cpu")
     parity = compare_embedders(torch_embedder, session, parity_images).require(config.parity_tolerance)

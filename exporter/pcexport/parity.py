@@ -7,13 +7,15 @@ import torch
 
 from pcexport.embedding import PatchEmbedder
 from pcexport.errors import BuildError
+from pcrun.embedder import Embedder
 from pcrun.manifest import ParitySpec
-from pcrun.session import Embedder
 from pcrun.types import FloatArray, UInt8Array
 
 
 class TorchEmbedder:
     """The torch module behind the runtime's embedder interface."""
+
+    precision = "fp32"
 
     def __init__(self, module: PatchEmbedder, device: str) -> None:
         self._module = module.to(device)

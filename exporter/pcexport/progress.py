@@ -2,8 +2,11 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -56,6 +59,21 @@ class Steps:
         if text not in self.warnings:
             self.warnings.append(text)
             self.console.print(f"warning: {text}", style="yellow", markup=False)
+
+    @contextmanager
+    def own_warnings(self) -> Iterator[None]:
+        """Show the warnings of this project's libraries as lines, each once; those of others as ever."""
+
+        def show(message: Warning | str, category: type[Warning], filename: str, *where: Any) -> None:
+            if Path(filename).parent.name in ("pcexport", "pcrun"):
+                self.warn(str(message))
+            else:
+                others(message, category, filename, *where)
+
+        with warnings.catch_warnings():
+            others = warnings.showwarning
+            warnings.showwarning = show  # type: ignore[assignment]
+            yield
 
     @contextmanager
     def step(self, name: str, total: int = 1) -> Iterator[Step]:

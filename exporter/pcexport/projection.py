@@ -31,10 +31,24 @@ def fit_projection(method: str, rows: Rows, target_dim: int, *, seed: int) -> Fl
     if method == "random":
         matrix = np.random.default_rng(seed).standard_normal((rows.dim, target_dim), np.float32)
         return matrix / np.float32(np.sqrt(target_dim))
+    _, components = principal_components(rows)
+    # Distances ignore the mean, so it need not be subtracted from the rows.
+    return np.ascontiguousarray(components[:, :target_dim], np.float32)
+
+
+def principal_components(rows: Rows) -> tuple[FloatArray, FloatArray]:
+    """Principal components of rows, strongest first.
+
+    Returns:
+        (dim,) share of the variance of each, (dim, dim) float64 with the components as columns.
+    """
     eigenvalues, vectors = np.linalg.eigh(_covariance(rows))
-    # eigh sorts ascending; distances ignore the mean, so it need not be subtracted from the rows.
-    order = np.argsort(eigenvalues)[::-1][:target_dim]
-    return np.ascontiguousarray(vectors[:, order], np.float32)
+    order = np.argsort(eigenvalues)[::-1]
+    variances = np.maximum(eigenvalues[order], 0)
+    total = variances.sum()
+    # Rows that are all equal have no variance: no component says more than another.
+    shares = variances / total if total > 0 else np.full(len(variances), 1 / len(variances))
+    return shares, vectors[:, order]
 
 
 def _covariance(rows: Rows) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from pcexport.backbones.registry import list_backbones
 from pcrun.bundle import Bundle
-from pcrun.manifest import Manifest, ThresholdSpec
+from pcrun.manifest import EmbeddingSpec, Manifest, PrecisionSpec, ThresholdSpec
 
 if TYPE_CHECKING:
     from pcexport.build import BuildSummary
@@ -17,7 +17,21 @@ if TYPE_CHECKING:
 def print_summary(summary: "BuildSummary") -> None:
     """The table at the end of `pcexport build`."""
     console = _console()
-    console.print(_facts_table(summary.manifest, f"{summary.output}  ({summary.bytes / 1e6:.1f} MB)"))
+    facts = _facts_table(summary.manifest, f"{summary.output}  ({summary.bytes / 1e6:.1f} MB)")
+    if summary.embed_ms:
+        facts.add_row(
+            "embedder",
+            ", ".join(f"{name} {value:.1f} ms" for name, value in summary.embed_ms.items())
+            + " an image (medians, in turns)",
+        )
+    if summary.profile:
+        settings = summary.profile.settings
+        facts.add_row(
+            "on this machine",
+            f"{summary.profile.median_ms:.1f} ms an image (median), search {settings.search}, "
+            f"provider {settings.provider}; stored as its device profile",
+        )
+    console.print(facts)
     times = Table(title="seconds per step", title_justify="left")
     times.add_column("step")
     times.add_column("s", justify="right")
@@ -80,6 +94,8 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.parity:
         rows.append(("parity torch/ONNX", f"{manifest.parity.max_relative_error:.1e} relative, "
                                           f"{manifest.parity.max_absolute_error:.1e} absolute"))  # fmt: skip
+    if manifest.precision:
+        rows.append(("precision", _precision(manifest.embedding, manifest.precision)))
     rows += [("search", _search(manifest))]
     if manifest.accuracy:
         accuracy = manifest.accuracy
@@ -87,6 +103,20 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
                      f"{accuracy.false_alarms} false alarms of {accuracy.images_normal}, "
                      f"{accuracy.misses} misses of {accuracy.images_defective}"))  # fmt: skip
     return rows
+
+
+def _precision(embedding: EmbeddingSpec, spec: PrecisionSpec) -> str:
+    projected = f", projected from {embedding.projected_from}-d" if embedding.projected_from else ""
+    auroc = (
+        ""
+        if spec.reference_auroc is None
+        else f"; image AUROC in {spec.reference} {spec.reference_auroc:.4f}"
+    )
+    return (
+        f"{embedding.precision}{projected}; beside {spec.reference}, scores drift by "
+        f"{spec.mean_score_drift:.2%} of the threshold on average, {spec.max_score_drift:.2%} at most, "
+        f"{spec.flipped_verdicts} of {spec.images} verdicts differ{auroc}"
+    )
 
 
 def _threshold(spec: ThresholdSpec | None) -> str:
@@ -101,8 +131,9 @@ def _threshold(spec: ThresholdSpec | None) -> str:
 
 def _search(manifest: Manifest) -> str:
     if manifest.memory_bank.index is None:
-        return "exact (no index)"
+        return "8-bit or exact (no index)"
     chosen = next((m for m in manifest.search.measured if m.ef == manifest.search.ef), None)
-    recall = f", recall@1 {chosen.recall_at_1:.4f}" if chosen else ""
+    recall = f", recall@1 {chosen.recall_at_1:.3f}" if chosen else ""
     worst = f", image score error before verification {chosen.worst_image_score_error:.1e}" if chosen else ""
-    return f"HNSW, ef {manifest.search.ef}{recall}{worst}; image score verified exactly"
+    dim = f" in {manifest.search.dim} dimensions" if manifest.search.dim else ""
+    return f"HNSW{dim}, ef {manifest.search.ef}{recall}{worst}; verdict and mask are verified exactly"

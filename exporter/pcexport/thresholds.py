@@ -1,6 +1,6 @@
 """Scoring the calibration images and choosing both thresholds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,9 +11,8 @@ from pcexport.embed import EmbeddedImages
 from pcexport.images import ImageReader
 from pcexport.progress import Step, Steps
 from pcrun.detector import AnomalyDetector
-from pcrun.manifest import Manifest, ThresholdSpec
-from pcrun.scoring import PatchCoreScorer, anomaly_map
-from pcrun.search import ExactSearch
+from pcrun.engines import map_geometry, open_bank_scorer
+from pcrun.manifest import ThresholdSpec
 from pcrun.threads import available_cores
 from pcrun.types import Int64Array
 
@@ -23,10 +22,16 @@ _FOLD_UNITS = 2
 
 @dataclass(frozen=True)
 class NormalScores:
-    """Image scores and largest map values of normal images that their bank had not seen, in L2 units."""
+    """Image scores and largest map values of normal images that their bank had not seen, in L2 units.
+
+    Attributes:
+        image_scores, map_maxima: fold by fold, in the order of the plan.
+        banks: which rows made the bank of each fold; empty where the bundle's own bank was used.
+    """
 
     image_scores: list[float]
     map_maxima: list[float]
+    banks: list[Int64Array] = field(default_factory=list)
 
 
 def score_normals(
@@ -49,7 +54,7 @@ def score_normals(
             if plan.method == "holdout":
                 _score_held_out(fold, embedded, detector, reader, scores, step)
             else:
-                _score_fold(fold, embedded, detector.manifest, config, scores, step)
+                _score_fold(fold, embedded, detector, config, scores, step)
     return scores
 
 
@@ -79,16 +84,16 @@ def _score_held_out(
     step: Step,
 ) -> None:
     for index in fold:
-        result = detector(reader.read(embedded.paths[index]))
-        scores.image_scores.append(result.image_score)
-        scores.map_maxima.append(float(result.anomaly_map.max()))
+        image_score, map_maximum = detector.peaks(reader.read(embedded.paths[index]))
+        scores.image_scores.append(image_score)
+        scores.map_maxima.append(map_maximum)
         step.advance_to(len(scores.image_scores))
 
 
 def _score_fold(
     fold: Int64Array,
     embedded: EmbeddedImages,
-    manifest: Manifest,
+    detector: AnomalyDetector,
     config: BuildConfig,
     scores: NormalScores,
     step: Step,
@@ -99,16 +104,18 @@ def _score_fold(
     bank = choose_memory_bank(
         embedded, others, config, lambda n: step.advance_to(done + len(fold) * n // size)
     )
+    scores.banks.append(bank.ids)
     rows = bank.rows
     neighbours = neighbour_lists(rows, config) if config.image_score == "reweighted" else None
-    exact = ExactSearch(rows, threads=config.threads or available_cores())
-    scorer = PatchCoreScorer(rows, exact, exactness="full", neighbours=neighbours)
-    grid_hw = (manifest.embedding.grid_height, manifest.embedding.grid_width)
+    scorer = open_bank_scorer(
+        rows,
+        map_geometry(detector.manifest),
+        threads=config.threads or available_cores(),
+        basis=detector.bundle.search_basis if detector.bundle else None,
+        neighbours=neighbours,
+    )
     for position, index in enumerate(fold, start=1):
-        result = scorer.score(embedded.image(int(index)))
-        heat = anomaly_map(
-            result.patch_scores.reshape(grid_hw), manifest.preprocess.input_hw, config.map_sigma_px
-        )
-        scores.image_scores.append(result.image_score)
-        scores.map_maxima.append(float(heat.max()))
+        image_score, map_maximum = scorer.peaks(embedded.image(int(index)))
+        scores.image_scores.append(image_score)
+        scores.map_maxima.append(map_maximum)
         step.advance_to(done + len(fold) + position)

@@ -11,10 +11,11 @@ import torch
 
 from pcexport.embedding import PatchEmbedder
 from pcexport.errors import BuildError
-from pcexport.operators import unsafe_operators
+from pcexport.graph import BACKBONE, INPUT_NAME, OUTPUT_NAME, finished
 
-INPUT_NAME = "image"
-OUTPUT_NAME = "patch_embeddings"
+# Where the exporter writes which module a node comes from: "['', 'extractor', ...]".
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_BACKBONE_SCOPE = "'extractor'"
 
 
 def trace_to_onnx(
@@ -58,33 +59,29 @@ def trace_to_onnx(
         raise BuildError(
             f"The backbone cannot be exported to ONNX ({type(error).__name__}: {reason})."
         ) from error
-    model = _tidied(model, opset)
-    unsafe = unsafe_operators(model)
-    if unsafe:
-        raise BuildError(
-            f"The exported graph uses {', '.join(unsafe)}, which TensorRT cannot run. "
-            "Choose other layers or another backbone, or add the operator to the list with its source."
-        )
-    return model.SerializeToString(deterministic=True)
+    _require_opset(model, opset)
+    _name_backbone(model.graph)
+    return finished(model)
 
 
-def _tidied(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Drop what differs between machines (stack traces hold local paths), check the rest."""
+def _require_opset(model: onnx.ModelProto, opset: int) -> None:
     if model.opset_import[0].version != opset:
         raise BuildError(
             f"The exporter wrote opset {model.opset_import[0].version} in place of {opset}. Pass --opset "
             f"{model.opset_import[0].version}."
         )
-    del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    model.doc_string = model.graph.doc_string = ""
-    del model.graph.value_info[:]
-    for item in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
-        del item.metadata_props[:]
-        item.doc_string = ""
-    model.graph.name = "patch_embedder"
-    onnx.checker.check_model(model)
-    return model
+
+
+def _name_backbone(graph: onnx.GraphProto) -> None:
+    """Mark the backbone's nodes by their names: lower precision is for them alone.
+
+    A node without scopes was made by the exporter's own simplification, from neighbours on both sides; it
+    stays unmarked, and so in float32.
+    """
+    for node in graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
+        if _BACKBONE_SCOPE in scopes:
+            node.name = BACKBONE + node.name
 
 
 @contextlib.contextmanager

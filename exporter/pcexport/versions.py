@@ -10,13 +10,17 @@ _VERSIONED_ALTERNATIVES = (
 )
 
 
-def installed_versions() -> dict[str, str]:
-    """Name and version of every such package that is installed, Python included."""
+def installed_versions(*used: str) -> dict[str, str]:
+    """Name and version of every such package that is installed, Python included.
+
+    Args:
+        used: further packages that this build used.
+    """
     found: dict[str, str | None] = {
         "patchcore-edge": _version("patchcore-edge"),
         "python": platform.python_version(),
     }
-    for names in (*((name,) for name in _VERSIONED), *_VERSIONED_ALTERNATIVES):
+    for names in (*((name,) for name in (*_VERSIONED, *used)), *_VERSIONED_ALTERNATIVES):
         for name in names:
             found[name] = _version(name)
     return {name: version for name, version in found.items() if version is not None}

@@ -31,6 +31,7 @@ from pcrun.manifest import (
     MEMORY_BANK_NAME,
     NEIGHBOURS_NAME,
     SAMPLES_NAME,
+    SEARCH_BASIS_NAME,
     FileEntry,
     Manifest,
     parse_manifest,
@@ -41,6 +42,9 @@ from pcrun.types import AnyArray, FloatArray, Int32Array
 
 _DIFFERENT_BUILDS = "The files come from different builds; run `pcexport build` again."
 _MAX_NPY_HEADER_BYTES = 4096
+_ORTHONORMAL_TOLERANCE = 1e-4
+# Of the largest component of the bank: the build's matrix product may have rounded differently.
+_REDUCED_TOLERANCE = 1e-3
 # What numpy's header parser raises on hostile headers; it falls back to the tokenizer.
 _NPY_HEADER_ERRORS = (
     ValueError,
@@ -93,6 +97,8 @@ class Bundle:
         memory_bank: (count, dim) float32, read-only.
         neighbours: (count, b) int32 ids of the nearest entries of each entry, itself first; None unless
             reweighted.
+        search_basis: (dim, search dim) float32 with orthonormal columns, see `SearchSpec`; None for search in
+            all dimensions.
     """
 
     path: Path
@@ -102,6 +108,7 @@ class Bundle:
     embedder: bytes
     memory_bank: FloatArray
     neighbours: Int32Array | None
+    search_basis: FloatArray | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> "Bundle":
@@ -117,13 +124,16 @@ class Bundle:
         contents = {name: read_verified(files, name, entry) for name, entry in sorted(manifest.files.items())}
         check_embedder(contents[EMBEDDER_NAME], manifest)
         rows = parse_memory_bank(contents[MEMORY_BANK_NAME], manifest)
+        basis = None
+        if manifest.search.dim is not None:
+            basis = parse_search_basis(contents[SEARCH_BASIS_NAME], manifest)
         if manifest.memory_bank.index is not None:
-            _check_index(contents[INDEX_NAME], rows, manifest)
+            _check_index(contents[INDEX_NAME], rows, basis, manifest)
         neighbours = None
         if NEIGHBOURS_NAME in manifest.required_files():
             neighbours = parse_neighbours(contents[NEIGHBOURS_NAME], manifest)
         digest = hashlib.sha256(manifest_bytes).hexdigest()
-        return cls(Path(path), manifest, digest, files, contents[EMBEDDER_NAME], rows, neighbours)
+        return cls(Path(path), manifest, digest, files, contents[EMBEDDER_NAME], rows, neighbours, basis)
 
     def golden_samples(self) -> GoldenSamples:
         """The golden samples' expected results (the PNGs are read with `read`)."""
@@ -191,6 +201,19 @@ def parse_memory_bank(data: bytes, manifest: Manifest) -> FloatArray:
     return rows
 
 
+def parse_search_basis(data: bytes, manifest: Manifest) -> FloatArray:
+    """The directions in which neighbours are looked for, checked: shape, type, orthonormal columns."""
+    dim = manifest.search.dim
+    assert dim is not None  # the caller asks only then
+    basis = _parse_npy(data, (manifest.memory_bank.dim, dim), np.float32, SEARCH_BASIS_NAME)
+    bounded = bool(np.abs(basis).max() <= 1 + _ORTHONORMAL_TOLERANCE)  # False for NaN too
+    if not bounded or not np.allclose(basis.T @ basis, np.eye(dim), atol=_ORTHONORMAL_TOLERANCE):
+        raise BundleError(
+            f"{SEARCH_BASIS_NAME} does not hold orthonormal columns. Run `pcexport build` again."
+        )
+    return basis
+
+
 def parse_neighbours(data: bytes, manifest: Manifest) -> Int32Array:
     """The neighbour lists of the memory bank's rows, every id inside the bank."""
     count = manifest.memory_bank.count
@@ -207,8 +230,12 @@ def parse_neighbours(data: bytes, manifest: Manifest) -> Int32Array:
     return ids
 
 
-def _check_index(data: bytes, rows: FloatArray, manifest: Manifest) -> None:
-    header = check_hnsw_file(memoryview(data), rows, name=INDEX_NAME)
+def _check_index(data: bytes, rows: FloatArray, basis: FloatArray | None, manifest: Manifest) -> None:
+    if basis is None:
+        header = check_hnsw_file(memoryview(data), rows, name=INDEX_NAME)
+    else:
+        tolerance = max(float(np.abs(rows).max()) * _REDUCED_TOLERANCE, float(np.finfo(np.float32).tiny))
+        header = check_hnsw_file(memoryview(data), rows @ basis, name=INDEX_NAME, tolerance=tolerance)
     spec = manifest.memory_bank.index
     assert spec is not None  # the caller asks only then
     if header.m != spec.m:
@@ -226,9 +253,10 @@ def _parse_npy(data: bytes, shape: tuple[int, ...], dtype: Any, name: str) -> An
         raise BundleError(f"{name} has no valid .npy header ({error}). Copy the bundle again.") from error
     expected_dtype = np.dtype(dtype)
     if got_shape != shape or got_dtype != expected_dtype or fortran:
+        order = " in Fortran order" if fortran else ""
         raise BundleError(
-            f"{name} holds {got_dtype} {list(got_shape)}, the manifest says {expected_dtype} {list(shape)}. "
-            + _DIFFERENT_BUILDS
+            f"{name} holds {got_dtype} {list(got_shape)}{order}, the manifest says {expected_dtype} "
+            f"{list(shape)}. {_DIFFERENT_BUILDS}"
         )
     expected_bytes = head.tell() + int(np.prod(shape, dtype=object)) * expected_dtype.itemsize
     if len(data) != expected_bytes:

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from pcrun.run import RunOptions
 
 _IMAGES_OPTION = "--images"
-_PROVIDER_NAMES = ("auto", "cpu", "cuda", "tensorrt")
-_EXACTNESS_LEVELS = ("none", "image", "full")
+_PROVIDER_NAMES = ("auto", "cpu", "cuda", "tensorrt", "openvino")
+_PRECISION_NAMES = ("fp32", "bf16")
+_EXACTNESS_LEVELS = ("none", "image", "mask", "full")
+_SEARCH_NAMES = ("auto", "quantised", "hnsw", "exact", "exact_graph")
 _FORMATS = ("jsonl", "csv", "table")
 
 
@@ -48,7 +50,13 @@ def _device_options(command: Any) -> Any:
             "--threads",
             type=click.IntRange(0, 1024),
             default=0,
-            help="Threads; 0 is one per available core.",
+            help="Threads; 0 is the device profile's, else one per available core.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(_PRECISION_NAMES),
+            help="bf16 computes the embedder of an fp32 bundle in bfloat16 (OpenVINO alone); by default the "
+            "bundle's own precision.",
         ),
         click.option(
             "--provider",
@@ -85,13 +93,25 @@ def _device_options(command: Any) -> Any:
 @click.option(
     "--exactness",
     type=click.Choice(_EXACTNESS_LEVELS),
-    default="image",
+    default="mask",
     show_default=True,
-    help="none: trust the index. image: certify the image score. full: exact search of every patch.",
+    help="What equals brute force. none: nothing. image: the image score. mask: that and the mask. "
+    "full: every patch.",
 )
 @click.option(
-    "--ef", type=click.IntRange(1, 65536), help="Search width of the index; the bundle's by default."
+    "--search",
+    type=click.Choice(_SEARCH_NAMES),
+    default="auto",
+    show_default=True,
+    help="How near entries are found; the certified verdict is the same. auto: the device profile's, else by "
+    "the size of the memory bank.",
 )
+@click.option(
+    "--ef",
+    type=click.IntRange(1, 65536),
+    help="Search width of the HNSW index, which it asks for; the bundle's by default.",
+)
+@click.option("--no-profile", is_flag=True, help="Ignore the device profile of `pcrun tune`.")
 @click.option(
     "--format", "output_format", type=click.Choice(_FORMATS), help="Default: table on a terminal, else jsonl."
 )
@@ -130,9 +150,20 @@ def cli(ctx: click.Context, /, **options: Any) -> int | None:
         raise click.UsageError(
             "Give exactly one of --images, --video or --camera. `pcrun --help` shows all options."
         )
+    _refuse_contradictions(**{name: options[name] for name in ("search", "ef", "exactness")})
     from pcrun.run import run
 
     return run(_run_options(options))
+
+
+def _refuse_contradictions(*, search: str, ef: int | None, exactness: str) -> None:
+    if ef is not None and search not in ("auto", "hnsw"):
+        raise click.UsageError(f"--ef is the search width of hnsw. With --search {search} it does nothing.")
+    if exactness == "full" and (ef is not None or search in ("quantised", "hnsw")):
+        raise click.UsageError(
+            "--exactness full needs an exact search. Say --search exact or exact_graph, or leave "
+            "--search and --ef out."
+        )
 
 
 def _refuse_lost_options(ctx: click.Context) -> None:
@@ -154,18 +185,55 @@ def _refuse_lost_options(ctx: click.Context) -> None:
 @cli.command(context_settings=HELP_SETTINGS, short_help="Replay the bundle's golden samples.")
 @_bundle_option
 @_device_options
+@click.option("--no-profile", is_flag=True, help="Ignore the device profile of `pcrun tune`.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @debug_option
 @click.pass_context
-def selftest(ctx: click.Context, bundle: Path | None, provider: str, threads: int, as_json: bool) -> int:
+def selftest(ctx: click.Context, /, **options: Any) -> int:
     """Replay the bundle's golden samples and compare with the build's scores.
 
     Exit codes: 0 all agree, 1 at least one differs, 2 an error.
     """
     from pcrun.run import selftest as replay
 
-    given = bundle or ctx.find_root().params["bundle"]
-    return replay(given, provider=provider, threads=threads, as_json=as_json)
+    given = options.pop("bundle") or ctx.find_root().params["bundle"]
+    return replay(given, **options)
+
+
+@cli.command(context_settings=HELP_SETTINGS, short_help="Find the fastest settings on this machine.")
+@_bundle_option
+@_device_options
+@click.option(
+    _IMAGES_OPTION,
+    "images",
+    multiple=True,
+    metavar="PATH",
+    help="Image file, folder or quoted glob to measure with; repeatable. Left out: the golden samples.",
+)
+@click.option(
+    "--budget-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="Exit with 1 when more than one image in ten takes longer than this with the chosen settings.",
+)
+@click.option(
+    "--frames", type=click.IntRange(6, 10_000), default=40, show_default=True, help="Images scored per trial."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+@debug_option
+@click.pass_context
+def tune(ctx: click.Context, /, **options: Any) -> int:
+    """Measure search engines, threads and spinning end to end, and store the fastest as device profile.
+
+    Every setting gives the same certified verdicts. Later runs of this bundle on this machine use the
+    profile by themselves; `--no-profile` ignores it.
+
+    Exit codes: 0 done, 1 the fastest misses --budget-ms, 2 an error.
+    """
+    from pcrun.tune_command import tune_here
+
+    options["bundle"] = options["bundle"] or ctx.find_root().params["bundle"]
+    return tune_here(**options)
 
 
 def _run_options(options: dict[str, Any]) -> "RunOptions":

@@ -1,24 +1,29 @@
 """The runtime's whole job in one place: an image in, a verdict out."""
 
+import dataclasses
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pcrun.bundle import Bundle
-from pcrun.bundle_files import private_file
+from pcrun.embedder import Embedder
+from pcrun.engines import open_scorer
 from pcrun.errors import BundleError
+from pcrun.heatmap import Component, components
 from pcrun.image_io import as_bgr
-from pcrun.manifest import INDEX_NAME, Manifest, ThresholdSpec
+from pcrun.manifest import Manifest, ThresholdSpec
 from pcrun.preprocess import PreprocessSpec, Window, input_window, preprocess
+from pcrun.profile import DeviceProfile, RunSettings
 from pcrun.result import AnomalyResult, Region, StageTimings
-from pcrun.scoring import Component, PatchCoreScorer, anomaly_map, components
-from pcrun.search import ExactSearch, HnswSearch, PatchSearch, hnswlib_problem, load_hnsw_index
-from pcrun.session import Embedder, OnnxEmbedder
-from pcrun.threads import available_cores
+from pcrun.scoring import DEFAULT_EXACTNESS, ImageScores, PatchCoreScorer
+from pcrun.selftest import ArithmeticChange, check_changed_arithmetic
+from pcrun.session import open_embedder
+from pcrun.settings import choose_settings
 from pcrun.types import AnyArray
 
 # Above every score: a detector with it calls nothing anomalous.
@@ -32,9 +37,13 @@ class AnomalyDetector:
     Attributes:
         bundle: the verified bundle, or None for a detector made from parts.
         provider: what the embedder really runs on.
-        search: "hnsw" or "exact".
-        exactness: "none", "image" or "full".
+        precision: what it really computes in.
+        search: engine in use, one of `pcrun.search.SEARCH_NAMES`.
+        exactness: "none", "image", "mask" or "full".
         threshold, pixel_threshold: in L2 units; may be changed between images.
+        settings: everything that was chosen for this device; None for a detector made from parts.
+        profile: the device profile they came from, if any.
+        change: what another arithmetic than the build's does to the golden samples; None for the same.
     """
 
     def __init__(
@@ -45,18 +54,22 @@ class AnomalyDetector:
         *,
         threshold: float,
         pixel_threshold: float,
-        threads: int = 0,
         bundle: Bundle | None = None,
+        settings: RunSettings | None = None,
+        profile: DeviceProfile | None = None,
     ) -> None:
         """Put a detector together from its parts; most callers want `load`."""
         self.bundle = bundle
         self.manifest = manifest
-        self.threads = threads or available_cores()
+        self.settings = settings
+        self.profile = profile
         self._embedder = embedder
         self._scorer = scorer
         self.threshold = threshold
         self.pixel_threshold = pixel_threshold
         self.provider = embedder.provider
+        self.precision = embedder.precision
+        self.change: ArithmeticChange | None = None
         self.search = scorer.search.name
         self.exactness = scorer.exactness
 
@@ -66,50 +79,90 @@ class AnomalyDetector:
         bundle: str | Path | Bundle,
         *,
         provider: str = "auto",
+        precision: str | None = None,
         threads: int = 0,
         threshold: float | None = None,
         pixel_threshold: float | None = None,
-        exactness: str = "image",
+        exactness: str = DEFAULT_EXACTNESS,
+        search: str = "auto",
         ef: int | None = None,
+        profile: bool = True,
     ) -> "AnomalyDetector":
         """Open a bundle and get ready to score.
 
         Args:
             bundle: path of a .pcbundle directory or zip, or a `Bundle` loaded before.
-            provider: "auto", "cpu", "cuda" or "tensorrt".
-            threads: 0 is one per available core.
+            provider: "auto" or a name of `pcrun.session.PROVIDERS`.
+            precision: "bf16" runs an fp32 bundle in bfloat16; None is the profile's, else the bundle's.
+            threads: of the embedder and of the search; 0 is the profile's, else one per available core.
             threshold: overrides the bundle's, in L2 units; the pixel threshold then moves in proportion
                 unless given.
             pixel_threshold: overrides the bundle's, in L2 units.
-            exactness: "none", "image" or "full" (see `PatchCoreScorer`).
-            ef: overrides the bundle's HNSW search width.
+            exactness: what is certified to equal brute force: "none", "image", "mask" or "full" (see
+                `PatchCoreScorer`).
+            search: "auto" or a name of `pcrun.search.SEARCH_NAMES`.
+            ef: search width of the HNSW index.
+            profile: use the device profile that `pcrun tune` stored, where there is one; what is given here
+                goes before it.
 
         Raises:
             BundleError: the bundle is not sound, or has no threshold and none is given.
-            BackendError: the machine cannot run it.
+            BackendError: the machine cannot run it, or computes so differently that a verdict changes.
             ValueError: an argument is out of its range.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        threads = threads or available_cores()
         limits = choose_thresholds(opened.manifest, threshold, pixel_threshold)
-        scorer = PatchCoreScorer(
-            opened.memory_bank,
-            _open_search(opened, exactness, ef, threads),
+        settings, used = choose_settings(
+            opened,
+            provider=provider,
+            precision=precision,
+            threads=threads,
             exactness=exactness,
-            neighbours=opened.neighbours,
+            search=search,
+            ef=ef,
+            use_profile=profile,
         )
-        embedder = OnnxEmbedder(
-            opened.embedder, opened.manifest.embedding, provider=provider, threads=threads
+        detector = cls.with_settings(opened, settings, limits=limits, exactness=exactness, profile=used)
+        if detector.change:
+            warnings.warn(str(detector.change), stacklevel=2)
+        return detector
+
+    @classmethod
+    def with_settings(
+        cls,
+        bundle: Bundle,
+        settings: RunSettings,
+        *,
+        limits: tuple[float, float],
+        exactness: str = DEFAULT_EXACTNESS,
+        profile: DeviceProfile | None = None,
+    ) -> "AnomalyDetector":
+        """A detector with exactly these settings; `limits` are the image and the pixel threshold.
+
+        Raises:
+            BackendError: the machine cannot run it, or computes so differently that a verdict changes.
+        """
+        scorer = open_scorer(bundle, settings, exactness=exactness)
+        embedder = open_embedder(
+            bundle.embedder,
+            bundle.manifest.embedding,
+            provider=settings.provider,
+            precision=settings.precision,
+            threads=settings.threads,
+            spinning=settings.spinning,
         )
-        return cls(
-            opened.manifest,
+        detector = cls(
+            bundle.manifest,
             embedder,
             scorer,
             threshold=limits[0],
             pixel_threshold=limits[1],
-            threads=threads,
-            bundle=opened,
+            bundle=bundle,
+            settings=settings,
+            profile=profile,
         )
+        detector.change = check_changed_arithmetic(detector)
+        return detector
 
     def with_exact_search(self) -> "AnomalyDetector":
         """The same detector with every patch scored by brute force; it shares the embedder's session.
@@ -117,19 +170,17 @@ class AnomalyDetector:
         Raises:
             BundleError: this detector was not made from a bundle.
         """
-        if self.bundle is None:
+        if self.bundle is None or self.settings is None:
             raise BundleError("This detector has no bundle. Expected one from AnomalyDetector.load.")
-        rows = self.bundle.memory_bank
-        search = ExactSearch(rows, threads=self.threads)
-        scorer = PatchCoreScorer(rows, search, exactness="full", neighbours=self.bundle.neighbours)
+        settings = dataclasses.replace(self.settings, search="exact", ef=None)
         return AnomalyDetector(
             self.manifest,
             self._embedder,
-            scorer,
+            open_scorer(self.bundle, settings, exactness="full"),
             threshold=self.threshold,
             pixel_threshold=self.pixel_threshold,
-            threads=self.threads,
             bundle=self.bundle,
+            settings=settings,
         )
 
     def __call__(self, image_bgr: AnyArray) -> AnomalyResult:
@@ -142,37 +193,67 @@ class AnomalyDetector:
             ValueError: another dtype or shape.
         """
         image = as_bgr(image_bgr)
-        spec = self.manifest.preprocess
         started = time.perf_counter()
-        prepared = preprocess(image, spec)
+        prepared = preprocess(image, self.manifest.preprocess)
         preprocessed = time.perf_counter()
         embeddings = self._embedder.embed(prepared[None])[0]
         embedded = time.perf_counter()
-        scores = self._scorer.score(embeddings)
-        scored = time.perf_counter()
-        grid = scores.patch_scores.reshape(
-            self.manifest.embedding.grid_height, self.manifest.embedding.grid_width
+        scores = self._scorer.score(embeddings, pixel_threshold=self.pixel_threshold)
+        return self._verdict(
+            image.shape[:2], scores, (preprocessed - started) * 1e3, (embedded - preprocessed) * 1e3
         )
-        heat = anomaly_map(grid, spec.input_hw, self.manifest.scoring.map_sigma_px)
-        mask = heat > self.pixel_threshold
-        regions = _regions(components(heat, mask), image.shape[:2], spec)
-        mapped = time.perf_counter()
+
+    def batch(self, images_bgr: Sequence[AnyArray]) -> list[AnomalyResult]:
+        """Score several images at once: one call of the embedder and one search for all of them.
+
+        A result does not depend on the other images; its stage timings are the batch's, divided evenly.
+
+        Args:
+            images_bgr: as for a single image; their sizes may differ.
+
+        Raises:
+            ValueError: another dtype or shape.
+        """
+        if len(images_bgr) == 0:
+            return []
+        images = [as_bgr(image) for image in images_bgr]
+        started = time.perf_counter()
+        prepared = np.stack([preprocess(image, self.manifest.preprocess) for image in images])
+        preprocessed = time.perf_counter()
+        embeddings = self._embedder.embed(prepared)
+        embedded = time.perf_counter()
+        scores = self._scorer.score_batch(embeddings, pixel_threshold=self.pixel_threshold)
+        preprocess_ms, embed_ms = (preprocessed - started) * 1e3, (embedded - preprocessed) * 1e3
+        return [
+            self._verdict(image.shape[:2], of_image, preprocess_ms / len(images), embed_ms / len(images))
+            for image, of_image in zip(images, scores, strict=True)
+        ]
+
+    def peaks(self, image_bgr: AnyArray) -> tuple[float, float]:
+        """Exact image score and exact largest map value, both in L2 units: what thresholds are chosen from.
+
+        The map of `__call__` is exact only where it is above the pixel threshold.
+        """
+        prepared = preprocess(as_bgr(image_bgr), self.manifest.preprocess)
+        return self._scorer.peaks(self._embedder.embed(prepared[None])[0])
+
+    def _verdict(
+        self, original_hw: tuple[int, ...], scores: ImageScores, preprocess_ms: float, embed_ms: float
+    ) -> AnomalyResult:
+        started = time.perf_counter()
+        mask = scores.anomaly_map > self.pixel_threshold
+        regions = _regions(components(scores.anomaly_map, mask), original_hw, self.manifest.preprocess)
+        map_ms = scores.map_ms + (time.perf_counter() - started) * 1e3
         return AnomalyResult(
             image_score=scores.image_score,
             threshold=self.threshold,
             is_anomalous=scores.image_score > self.threshold,
-            patch_scores=grid,
-            anomaly_map=heat,
+            patch_scores=scores.patch_scores,
+            anomaly_map=scores.anomaly_map,
             pixel_threshold=self.pixel_threshold,
             mask=mask,
             regions=regions,
-            timings=StageTimings(
-                preprocess_ms=(preprocessed - started) * 1e3,
-                embed_ms=(embedded - preprocessed) * 1e3,
-                search_ms=scores.search_ms,
-                verify_ms=scores.verify_ms,
-                map_ms=(mapped - scored) * 1e3,
-            ),
+            timings=StageTimings(preprocess_ms, embed_ms, scores.search_ms, scores.verify_ms, map_ms),
             exactness=self.exactness,
             search=self.search,
             verified_patches=scores.verified_patches,
@@ -200,19 +281,6 @@ def _chosen(name: str, given: float | None, stored: ThresholdSpec | None) -> flo
     if stored is None:
         raise BundleError(f"The bundle has no {name}. Expected one from its build; pass --{name}.")
     return stored.value
-
-
-def _open_search(bundle: Bundle, exactness: str, ef: int | None, threads: int) -> PatchSearch:
-    if exactness == "full" or bundle.manifest.memory_bank.index is None:
-        return ExactSearch(bundle.memory_bank, threads=threads)
-    problem = hnswlib_problem()
-    if problem:
-        warnings.warn(f"{problem}: exact search is used, slower and with the same scores.", stacklevel=3)
-        return ExactSearch(bundle.memory_bank, threads=threads)
-    # hnswlib loads by path: it gets a copy of the verified bytes, which nobody can change in between.
-    with private_file(bundle.read(INDEX_NAME)) as path:
-        index = load_hnsw_index(path, bundle.memory_bank)
-    return HnswSearch(index, ef=bundle.manifest.search.ef if ef is None else ef, threads=threads)
 
 
 def _regions(

@@ -153,7 +153,7 @@ def _dim(name: str, m: int, offset0: int, data_at: int, label_at: int, element_b
     return int(dim)
 
 
-def check_hnsw_file(data: HnswBuffer, rows: FloatArray, *, name: str) -> HnswHeader:
+def check_hnsw_file(data: HnswBuffer, rows: FloatArray, *, name: str, tolerance: float = 0.0) -> HnswHeader:
     """Verify a saved index completely against the memory bank it was built from.
 
     After this, loading these bytes with the returned dimension (space l2) and searching them stays inside
@@ -165,6 +165,8 @@ def check_hnsw_file(data: HnswBuffer, rows: FloatArray, *, name: str) -> HnswHea
         data: the whole file; a mmap can be closed right afterwards, also when this raises.
         rows: (N, D) float32 memory bank, row i under label i.
         name: the file's name, for messages.
+        tolerance: largest accepted difference of a stored number from the row's; 0 wants the same bytes.
+            Rows that were computed here, from the bank and a basis, may differ from the build's by rounding.
 
     Returns:
         The header.
@@ -176,14 +178,14 @@ def check_hnsw_file(data: HnswBuffer, rows: FloatArray, *, name: str) -> HnswHea
     if rows.ndim != 2 or rows.dtype != np.float32:
         raise ValueError(f"rows has shape {rows.shape} and dtype {rows.dtype}; expected (N, D) float32")
     try:
-        return _check(memoryview(data).cast("B"), rows, name)
+        return _check(memoryview(data).cast("B"), rows, name, tolerance)
     except BundleError as error:
         # The traceback's frames hold arrays over `data`;
         # while they live, a mmap cannot be closed (BufferError).
         raise error.with_traceback(None) from None
 
 
-def _check(data: memoryview, rows: FloatArray, name: str) -> HnswHeader:
+def _check(data: memoryview, rows: FloatArray, name: str, tolerance: float) -> HnswHeader:
     header = read_hnsw_header(data, name=name)
     if (header.count, header.dim) != rows.shape:
         raise BundleError(
@@ -193,7 +195,7 @@ def _check(data: memoryview, rows: FloatArray, name: str) -> HnswHeader:
     elements = np.frombuffer(data, dtype=_element_dtype(header), count=header.count, offset=_HEADER.size)
     labels = _check_labels(elements["label"], name)
     _check_links0(elements, header, name)
-    _check_vectors(elements["vector"], rows, labels, name)
+    _check_vectors(elements["vector"], rows, labels, name, tolerance)
     words, starts, levels = _read_upper(data, header, name)
     _check_levels(levels, header, name)
     for level in range(1, header.max_level + 1):
@@ -249,10 +251,16 @@ def _check_lists(links: AnyArray, ids: AnyArray, slots: AnyArray, count: int, na
         _fail(name, f"links to element {int(ids[wrong][0])}", f"Expected ids 0 to {count - 1}.")
 
 
-def _check_vectors(stored: AnyArray, rows: FloatArray, labels: Int64Array, name: str) -> None:
+def _check_vectors(
+    stored: AnyArray, rows: FloatArray, labels: Int64Array, name: str, tolerance: float
+) -> None:
     for start, stop in _blocks(len(stored), 4 * rows.shape[1]):
-        wanted = np.ascontiguousarray(rows[labels[start:stop]]).view(np.uint32)
-        same = (stored[start:stop] == wanted).all(axis=1)
+        wanted = np.ascontiguousarray(rows[labels[start:stop]])
+        if tolerance:
+            difference = np.ascontiguousarray(stored[start:stop]).view(np.float32) - wanted
+            same = (np.abs(difference) <= tolerance).all(axis=1)  # False for NaN too
+        else:
+            same = (stored[start:stop] == wanted.view(np.uint32)).all(axis=1)
         if not same.all():
             label = int(labels[start + int(np.argmin(same))])
             raise BundleError(

@@ -10,7 +10,8 @@ from pcrun.errors import BundleError
 from pcrun.preprocess import PreprocessSpec
 from pcrun.records import RecordError, from_mapping, to_jsonable
 
-SCHEMA_VERSION = 1
+# 2 added search.dim, search_basis.npy, embedding.projected_from and precision (docs/bundle.md).
+SCHEMA_VERSION = 2
 METHOD = "patchcore"
 
 MANIFEST_NAME = "manifest.json"
@@ -18,11 +19,13 @@ MANIFEST_DIGEST_NAME = "manifest.sha256"
 EMBEDDER_NAME = "embedder.onnx"
 MEMORY_BANK_NAME = "memory_bank.npy"
 INDEX_NAME = "memory_bank.hnsw"
+SEARCH_BASIS_NAME = "search_basis.npy"
 NEIGHBOURS_NAME = "neighbours.npy"
 SAMPLES_NAME = "samples/expected.json"
 REPORT_NAME = "report.html"
 
 IMAGE_SCORES = ("max", "reweighted")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 AGGREGATIONS = ("locally_aware", "reference")
 # Of embeddings and memory bank: up to here the squared distance of 65536 components fits into float32.
 LARGEST_COMPONENT = 1e16
@@ -79,9 +82,12 @@ class EmbeddingSpec:
         grid_height, grid_width: patches per image; row-major in the output.
         dim: length of a patch embedding.
         batch: images per call; None when any number is accepted.
-        precision: arithmetic of the graph.
+        precision: arithmetic of the backbone: "fp32", "fp16", "bf16" (the graph is float32, its provider
+            computes in bfloat16) or "int8" (quantised convolutions). The output is float32 always.
         mean_rgb, std_rgb: normalisation of images in [0, 1], for information: it is inside the graph.
         opset: ONNX opset of the graph.
+        projected_from: length of a patch embedding before the PCA inside the graph; None without one.
+        provider: what ran the graph when thresholds and golden samples were made; None where not recorded.
     """
 
     backbone: str
@@ -100,9 +106,12 @@ class EmbeddingSpec:
     opset: int
     input_name: str = "image"
     output_name: str = "patch_embeddings"
+    projected_from: int | None = None
+    provider: str | None = None
 
     def __post_init__(self) -> None:
         _require(self.aggregation in AGGREGATIONS, f"aggregation must be one of {AGGREGATIONS}")
+        _require(self.precision in PRECISIONS, f"precision must be one of {PRECISIONS}")
         for name in ("grid_height", "grid_width", "dim"):
             _require(1 <= getattr(self, name) <= 65536, f"{name} must be 1..65536, got {getattr(self, name)}")
         _require(
@@ -162,23 +171,34 @@ class SearchMeasurement:
     Attributes:
         recall_at_1: share of patches whose nearest entry was found.
         worst_image_score_error: largest relative excess of an unverified image score over the exact one.
+        mean_distance_error: mean relative excess of an unverified patch score over the exact one.
     """
 
     ef: int
     recall_at_1: float
     worst_image_score_error: float
+    mean_distance_error: float | None = None
 
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """Search settings of the bundle and what was measured for them."""
+    """Search settings of the bundle and what was measured for them.
+
+    Attributes:
+        ef: search width of the HNSW index where nothing better is known.
+        measured: what each width gives, on `images` normal images.
+        dim: neighbours are looked for among the rows times search_basis.npy, which has this many orthonormal
+            columns; None for the rows themselves. Distances are always those of the full rows.
+    """
 
     ef: int
     measured: tuple[SearchMeasurement, ...]
     images: int
+    dim: int | None = None
 
     def __post_init__(self) -> None:
         _require(1 <= self.ef <= 65536, f"ef must be 1..65536, got {self.ef}")
+        _require(self.dim is None or self.dim >= 1, f"dim must be at least 1 or null, got {self.dim}")
 
 
 @dataclass(frozen=True)
@@ -246,6 +266,30 @@ class ParitySpec:
 
 
 @dataclass(frozen=True)
+class PrecisionSpec:
+    """What a lower precision does to the scores of the calibration images, beside fp32.
+
+    Both sides hold the same patches in their memory banks and choose their thresholds alike; only the
+    arithmetic of the backbone differs.
+
+    Attributes:
+        reference: precision compared with.
+        images: normal images scored.
+        mean_score_drift, max_score_drift: |score - reference score| / reference threshold.
+        flipped_verdicts: images that one side calls anomalous and the other does not.
+        reference_auroc: image AUROC of the reference on the labelled test images (that of the bundle is in
+            `accuracy`); None without.
+    """
+
+    reference: str
+    images: int
+    mean_score_drift: float
+    max_score_drift: float
+    flipped_verdicts: int
+    reference_auroc: float | None = None
+
+
+@dataclass(frozen=True)
 class AccuracySpec:
     """Measured with the finished bundle through the runtime, where the data hold labelled test images."""
 
@@ -271,6 +315,7 @@ class Manifest:
     scoring: ScoringSpec
     parity: ParitySpec | None = None
     accuracy: AccuracySpec | None = None
+    precision: PrecisionSpec | None = None
     schema_version: int = SCHEMA_VERSION
     method: str = METHOD
 
@@ -278,6 +323,11 @@ class Manifest:
         _require(
             self.embedding.dim == self.memory_bank.dim,
             f"embedding.dim is {self.embedding.dim} but memory_bank.dim is {self.memory_bank.dim}",
+        )
+        dim = self.search.dim
+        _require(
+            dim is None or dim < self.memory_bank.dim,
+            f"search.dim is {dim}, expected less than memory_bank.dim, {self.memory_bank.dim}",
         )
         for name in self.required_files():
             _require(name in self.files, f"files does not list {name}")
@@ -287,6 +337,8 @@ class Manifest:
         names = [EMBEDDER_NAME, MEMORY_BANK_NAME]
         if self.memory_bank.index is not None:
             names.append(INDEX_NAME)
+        if self.search.dim is not None:
+            names.append(SEARCH_BASIS_NAME)
         if self.scoring.image_score == "reweighted":
             names.append(NEIGHBOURS_NAME)
         return tuple(names)

@@ -54,9 +54,10 @@ class AnomalyResult:
         mask: (height, width) bool, same size as the map.
         regions: parts of the mask, strongest first, in original pixels.
         timings: per stage.
-        exactness: "none", "image" (the image score is certified equal to brute force) or "full".
-        search: "hnsw" or "exact".
-        verified_patches: patches confirmed by exact search.
+        exactness: what is equal to brute force: "none", "image" (the image score), "mask" (that, the mask and
+            the map inside it) or "full" (every patch).
+        search: one of `pcrun.search.SEARCH_NAMES`.
+        verified_patches: patches whose distance was confirmed to be exact.
     """
 
     image_score: float

@@ -35,9 +35,12 @@ class RunOptions:
     threshold: float | None
     pixel_threshold: float | None
     provider: str
+    precision: str | None
     threads: int
     exactness: str
+    search: str
     ef: int | None
+    no_profile: bool
     output_format: str | None
     output: Path | None
     save_overlays: Path | None
@@ -64,18 +67,34 @@ def run(options: RunOptions) -> int:
     return EXIT_ANOMALY if anomalies and options.fail_on_anomaly else EXIT_OK
 
 
-def selftest(bundle_path: Path | None, *, provider: str, threads: int, as_json: bool) -> int:
+def selftest(
+    bundle_path: Path | None,
+    *,
+    provider: str,
+    precision: str | None,
+    threads: int,
+    no_profile: bool,
+    as_json: bool,
+) -> int:
     """Replay the golden samples and print what came out; returns the exit code."""
     bundle = Bundle.load(find_bundle(bundle_path))
     # A bundle without thresholds was recorded with an unreachable one.
     limit = None if bundle.manifest.scoring.threshold else NO_THRESHOLD
-    with _warnings_on_stderr():
+    with warnings_on_stderr():
         detector = AnomalyDetector.load(
-            bundle, provider=provider, threads=threads, threshold=limit, pixel_threshold=limit
+            bundle,
+            provider=provider,
+            precision=precision,
+            threads=threads,
+            threshold=limit,
+            pixel_threshold=limit,
+            profile=not no_profile,
         )
     report = run_selftest(detector)
     if as_json:
-        facts = {"passed": report.passed, "provider": detector.provider, "search": detector.search}
+        facts = {"passed": report.passed, "provider": detector.provider, "precision": detector.precision}
+        facts["search"] = detector.search
+        facts["profile"] = detector.profile is not None
         print(json.dumps({**facts, "digest": bundle.digest, **to_jsonable(report)}, indent=2))
     else:
         _print_selftest(report, detector)
@@ -105,19 +124,34 @@ def find_bundle(given: Path | None) -> Path:
 
 def load_detector(bundle: Bundle, options: RunOptions) -> AnomalyDetector:
     """The detector for a run; says on standard error what it really uses when that was left open."""
-    with _warnings_on_stderr():
+    with warnings_on_stderr():
         detector = AnomalyDetector.load(
             bundle,
             provider=options.provider,
+            precision=options.precision,
             threads=options.threads,
             threshold=options.threshold,
             pixel_threshold=options.pixel_threshold,
             exactness=options.exactness,
+            search=options.search,
             ef=options.ef,
+            profile=not options.no_profile,
         )
-    if options.provider == "auto":
-        _say(f"provider {detector.provider}, search {detector.search}, exactness {detector.exactness}")
+    if options.provider == "auto" or detector.profile:
+        say(described_settings(detector))
     return detector
+
+
+def described_settings(detector: AnomalyDetector) -> str:
+    """One line: what a detector really runs on, and where the choice came from."""
+    settings = detector.settings
+    assert settings is not None  # loaded from a bundle
+    ef = f" (ef {settings.ef})" if settings.ef else ""
+    source = "device profile" if detector.profile else "no device profile (`pcrun tune` makes one)"
+    return (
+        f"provider {detector.provider} {detector.precision}, search {detector.search}{ef}, "
+        f"exactness {detector.exactness}, threads {settings.threads}, {source}"
+    )
 
 
 def _score(
@@ -182,14 +216,15 @@ def _print_selftest(report: SelftestReport, detector: AnomalyDetector) -> None:
 
 
 @contextlib.contextmanager
-def _warnings_on_stderr() -> Iterator[None]:
+def warnings_on_stderr() -> Iterator[None]:
     """Show library warnings as one plain line each."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught:
-        _say(f"warning: {warning.message}")
+        say(f"warning: {warning.message}")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell a person, on standard error."""
     print(f"pcrun: {text}", file=sys.stderr)

@@ -1,42 +1,42 @@
-"""From patch embeddings to patch scores, the image score, the anomaly map and its regions.
+"""From patch embeddings to patch scores, the image score and the anomaly map.
 
 `PatchCoreScorer` is the only place that knows the method; everything around it sees "patch embeddings in,
-scores out".
+scores and map out".
 """
 
 import time
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
-from pcrun.search import ExactSearch, PatchSearch
-from pcrun.types import AnyArray, BoolArray, FloatArray, Int32Array, Int64Array
+from pcrun.certify import PatchDistances, Verifier, certify_mask, certify_maximum, certify_peak
+from pcrun.heatmap import MapGeometry
+from pcrun.search import PatchSearch
+from pcrun.types import FloatArray, Int32Array
 
-# Patches re-scored per matrix product during verification. Blocks of 8 cost little more than single patches.
-_VERIFY_BLOCK = 8
-_GAUSSIAN_TRUNCATE = 4.0
-
-EXACTNESS_LEVELS = ("none", "image", "full")
+EXACTNESS_LEVELS = ("none", "image", "mask", "full")
+DEFAULT_EXACTNESS = "mask"
 
 
 @dataclass(frozen=True)
-class PatchScores:
+class ImageScores:
     """Scores of one image.
 
     Attributes:
         image_score: in L2 units.
-        patch_scores: (patches,) float32, distance to the nearest memory-bank entry, row-major over the grid.
-        verified_patches: patches whose distance was confirmed by exact search (all of them in an exact
-            search).
-        search_ms, verify_ms: time spent.
+        patch_scores: (grid_h, grid_w) float32, distance to the nearest memory-bank entry.
+        anomaly_map: (height, width) float32, L2 units.
+        verified_patches: patches whose distance was confirmed to be exact (all of them in an exact search).
+        search_ms, verify_ms, map_ms: time spent.
     """
 
     image_score: float
     patch_scores: FloatArray
+    anomaly_map: FloatArray
     verified_patches: int
     search_ms: float
     verify_ms: float
+    map_ms: float
 
 
 class PatchCoreScorer:
@@ -46,86 +46,101 @@ class PatchCoreScorer:
         self,
         rows: FloatArray,
         search: PatchSearch,
+        geometry: MapGeometry,
         *,
-        exactness: str = "image",
+        exactness: str = DEFAULT_EXACTNESS,
+        verifier: Verifier | None = None,
         neighbours: Int32Array | None = None,
     ) -> None:
         """Bind a memory bank and a search.
 
         Args:
             rows: (count, dim) float32, the memory bank.
-            search: how nearest entries are found.
-            exactness: "none" trusts the search, "image" certifies the image score by exact search of the
-                patches that can decide it, "full" says that `search` is exact, so that every patch is.
+            search: how near entries are found.
+            geometry: of the anomaly map.
+            exactness: what is equal to brute force. "none": nothing, the search is trusted. "image": the
+                image score. "mask": the image score, the mask and the map inside it. "full": every patch,
+                which needs an exact search.
+            verifier: for "image" and "mask".
             neighbours: (count, b) int32 for Eq. 7; None takes the largest patch score as it is.
         """
         if exactness not in EXACTNESS_LEVELS:
             raise ValueError(f"exactness must be one of {EXACTNESS_LEVELS}, got {exactness!r}")
-        self._rows = rows
-        self._neighbours = neighbours
         if exactness == "full" and not search.exact:
             raise ValueError("exactness 'full' needs an exact search")
+        if exactness in ("image", "mask") and verifier is None and not search.exact:
+            raise ValueError(f"exactness {exactness!r} needs a verifier or an exact search")
+        self._rows = rows
+        self._neighbours = neighbours
+        self._geometry = geometry
+        self._verifier = verifier if exactness in ("image", "mask") and not search.exact else None
         self.search = search
         self.exactness = "full" if search.exact else exactness
-        # One thread: verification products are small, and woken BLAS threads would disturb the next frame.
-        self._verifier = ExactSearch(rows, threads=1) if self.exactness == "image" else None
 
-    def score(self, embeddings: FloatArray) -> PatchScores:
-        """Score the (patches, dim) float32 embeddings of one image."""
+    def score(self, embeddings: FloatArray, *, pixel_threshold: float) -> ImageScores:
+        """Score the (patches, dim) float32 embeddings of one image, the mask at the given threshold."""
         started = time.perf_counter()
         distances, ids = self.search.nearest(embeddings)
-        searched = time.perf_counter()
-        verified = len(distances) if self.search.exact else 0
+        search_ms = (time.perf_counter() - started) * 1e3
+        patches = PatchDistances.found(embeddings, distances, ids, exact=self.search.exact)
+        return self._finish(patches, pixel_threshold, search_ms)
+
+    def score_batch(self, embeddings: FloatArray, *, pixel_threshold: float) -> list[ImageScores]:
+        """Score (images, patches, dim) float32 embeddings: one search for all, then each image on its own."""
+        images, per_image, dim = embeddings.shape
+        started = time.perf_counter()
+        distances, ids = self.search.nearest(embeddings.reshape(-1, dim))
+        search_ms = (time.perf_counter() - started) * 1e3 / images
+        results = []
+        for number, image in enumerate(embeddings):
+            part = slice(number * per_image, (number + 1) * per_image)
+            # Copies: results that outlive the batch must not keep all of it.
+            found = (distances[part].copy(), ids[part].copy())
+            patches = PatchDistances.found(image, *found, exact=self.search.exact)
+            results.append(self._finish(patches, pixel_threshold, search_ms))
+        return results
+
+    def peaks(self, embeddings: FloatArray) -> tuple[float, float]:
+        """Exact image score and largest map value of the (patches, dim) float32 embeddings of an image.
+
+        Needs a verifier or an exact search, whatever the exactness.
+        """
+        distances, ids = self.search.nearest(embeddings)
+        patches = PatchDistances.found(embeddings, distances, ids, exact=self.search.exact)
+        if self.search.exact:
+            return self._image_score(patches), float(self._geometry.draw(distances).max())
+        if self._verifier is None:
+            raise ValueError(f"exactness {self.exactness!r} without a verifier cannot give exact peaks")
+        certify_maximum(patches, self._verifier, ties=self._neighbours is not None)
+        return self._image_score(patches), certify_peak(patches, self._verifier, self._geometry)
+
+    def _finish(self, patches: PatchDistances, pixel_threshold: float, search_ms: float) -> ImageScores:
+        started = time.perf_counter()
         if self._verifier is not None:
             # Eq. 7 looks at the patch with the largest distance, so ties with it are verified as well.
-            ties = self._neighbours is not None
-            verified = certify_maximum(embeddings, distances, ids, self._verifier, ties=ties)
-        image_score = self._image_score(embeddings, distances, ids)
-        done = time.perf_counter()
-        return PatchScores(
-            image_score, distances, verified, (searched - started) * 1e3, (done - searched) * 1e3
+            certify_maximum(patches, self._verifier, ties=self._neighbours is not None)
+        image_score = self._image_score(patches)
+        if self._verifier is not None and self.exactness == "mask":
+            heat = certify_mask(patches, self._verifier, self._geometry, pixel_threshold)
+        else:
+            heat = self._geometry.draw(patches.distances)
+        total_ms = (time.perf_counter() - started) * 1e3
+        return ImageScores(
+            image_score,
+            patches.distances.reshape(self._geometry.grid_hw),
+            heat,
+            int(patches.verified.sum()),
+            search_ms,
+            patches.verify_ms,
+            total_ms - patches.verify_ms,
         )
 
-    def _image_score(self, embeddings: FloatArray, distances: FloatArray, ids: Int64Array) -> float:
-        worst = int(distances.argmax())
+    def _image_score(self, patches: PatchDistances) -> float:
+        worst = int(patches.distances.argmax())
         if self._neighbours is None:
-            return float(distances[worst])
-        support = self._rows[self._neighbours[ids[worst]]]
-        return reweighted_score(embeddings[worst], float(distances[worst]), support)
-
-
-def certify_maximum(
-    embeddings: FloatArray,
-    distances: FloatArray,
-    ids: Int64Array,
-    exact: ExactSearch,
-    *,
-    ties: bool = False,
-) -> int:
-    """Make the largest of approximate distances exact, in place, touching as few patches as possible.
-
-    Approximate distances are never too small. So patches are re-scored exactly from the largest approximate
-    distance down, until the best exact distance is at least the next approximate one: nothing below can
-    exceed it.
-
-    Args:
-        embeddings: (patches, dim) float32.
-        distances: (patches,) float32, approximate; re-scored entries become exact.
-        ids: (patches,) int64, updated likewise.
-        exact: search over the same memory bank.
-        ties: also re-score what equals the largest distance, so that its ids are right too.
-
-    Returns:
-        The number of patches re-scored.
-    """
-    order = np.argsort(-distances, kind="stable")
-    best, done = -np.inf, 0
-    while done < len(order) and (best < distances[order[done]] or (ties and best == distances[order[done]])):
-        block = order[done : done + _VERIFY_BLOCK]
-        distances[block], ids[block] = exact.nearest(embeddings[block])
-        best = max(best, float(distances[block].max()))
-        done += len(block)
-    return done
+            return float(patches.distances[worst])
+        support = self._rows[self._neighbours[patches.ids[worst]]]
+        return reweighted_score(patches.embeddings[worst], float(patches.distances[worst]), support)
 
 
 def reweighted_score(patch: FloatArray, distance: float, support: FloatArray) -> float:
@@ -144,53 +159,3 @@ def reweighted_score(patch: FloatArray, distance: float, support: FloatArray) ->
     weight = 1.0 - np.exp(distance - largest) / np.exp(to_support - largest).sum()
     # m* is in its own support, so the fraction is at most 1 but for rounding.
     return float(max(weight, 0.0) * distance)
-
-
-def anomaly_map(patch_scores: FloatArray, output_hw: tuple[int, int], sigma_px: float) -> FloatArray:
-    """Upsample patch scores to image size and smooth them (Roth et al. 2022, section 3.3).
-
-    Args:
-        patch_scores: (grid_h, grid_w) float32, L2 distance to the nearest memory-bank entry, >= 0.
-        output_hw: target height and width in pixels.
-        sigma_px: Gaussian sigma in output pixels; 0 disables smoothing.
-
-    Returns:
-        (height, width) float32 in the same L2 units; not normalised.
-    """
-    upsampled: FloatArray = cv2.resize(patch_scores, output_hw[::-1], interpolation=cv2.INTER_LINEAR)
-    if sigma_px == 0:
-        return upsampled
-    side = 2 * int(_GAUSSIAN_TRUNCATE * sigma_px + 0.5) + 1
-    smoothed: FloatArray = cv2.GaussianBlur(upsampled, (side, side), sigma_px, borderType=cv2.BORDER_REFLECT)
-    return smoothed
-
-
-@dataclass(frozen=True)
-class Component:
-    """A connected part of a mask.
-
-    Its bounding box in pixels of the mask, its area and its largest map value.
-    """
-
-    x: int
-    y: int
-    width: int
-    height: int
-    area_px: int
-    max_score: float
-
-
-def components(values: FloatArray, mask: BoolArray) -> list[Component]:
-    """8-connected components of `mask`, largest map value first."""
-    if not mask.any():
-        return []
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    found = [_component(values, labels, stats, label) for label in range(1, count)]
-    return sorted(found, key=lambda c: (-c.max_score, c.y, c.x))
-
-
-def _component(values: FloatArray, labels: AnyArray, stats: AnyArray, label: int) -> Component:
-    x, y, width, height, area = (int(v) for v in stats[label])
-    box = (slice(y, y + height), slice(x, x + width))
-    peak = float(values[box][labels[box] == label].max())
-    return Component(x, y, width, height, area, peak)

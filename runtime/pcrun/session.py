@@ -4,23 +4,30 @@ One class per backend, providers in one table, nothing chosen or dropped in sile
 """
 
 import importlib.metadata
+import importlib.util
+import os
+import warnings
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from pcrun.errors import BackendError, BundleError
-from pcrun.manifest import EMBEDDER_NAME, LARGEST_COMPONENT, EmbeddingSpec
-from pcrun.threads import available_cores
+from pcrun.embedder import Embedder, GraphEmbedder, first_line
+from pcrun.errors import BackendError
+from pcrun.manifest import EmbeddingSpec
 from pcrun.types import FloatArray, UInt8Array
 
 
 @dataclass(frozen=True)
 class ProviderSpec:
-    """One choice of `--provider`: onnxruntime's name for it and the extra that brings it."""
+    """One choice of `--provider`.
+
+    Attributes:
+        name: what people say.
+        onnxruntime_name: what onnxruntime calls it; None for OpenVINO's own runtime.
+        extra: of the installation that brings it.
+    """
 
     name: str
-    onnxruntime_name: str
+    onnxruntime_name: str | None
     extra: str
 
 
@@ -30,6 +37,7 @@ PROVIDERS = {
         ProviderSpec("cpu", "CPUExecutionProvider", "cpu"),
         ProviderSpec("cuda", "CUDAExecutionProvider", "gpu"),
         ProviderSpec("tensorrt", "TensorrtExecutionProvider", "gpu"),
+        ProviderSpec("openvino", None, "openvino"),
     )
 }
 # What `auto` tries, in this order, among the providers this onnxruntime was built with.
@@ -43,20 +51,80 @@ _ONNXRUNTIME_DISTRIBUTIONS = (
 _INSTALL_LINES = "  pip install 'patchcore-edge[cpu]'\n  pip install 'patchcore-edge[gpu]'"
 
 
-class Embedder(Protocol):
-    """Turns prepared images into patch embeddings."""
+def open_embedder(
+    model: bytes,
+    spec: EmbeddingSpec,
+    *,
+    provider: str = "auto",
+    threads: int = 0,
+    precision: str | None = None,
+    spinning: bool = True,
+) -> Embedder:
+    """Open `embedder.onnx` on a provider.
 
-    provider: str
+    Args:
+        model: the checked bytes of the graph.
+        spec: its input, output, batch and precision.
+        provider: "auto" or a name of `PROVIDERS`.
+        threads: threads within an operator; 0 is one per available core.
+        precision: "bf16" computes an fp32 graph in bfloat16; None is the bundle's own precision.
+        spinning: see `open_graph`; OpenVINO's threads have a way of their own.
 
-    def embed(self, images: UInt8Array) -> FloatArray:
-        """Embed (batch, height, width, 3) uint8 RGB images; gives (batch, patches, dim) float32."""
+    Raises:
+        BackendError: the provider is missing, does not work here, or does not compute in that precision.
+    """
+    provider = resolve_provider(provider)
+    precision = resolve_precision(spec.precision, provider, precision)
+    if provider == "openvino":
+        from pcrun.openvino_session import OpenVinoEmbedder
+
+        return OpenVinoEmbedder(model, spec, threads=threads, precision=precision)
+    if precision == "fp16" and provider == "cpu":
+        warnings.warn(
+            "the embedder is float16, for which onnxruntime has no operators on the CPU: it converts around "
+            "each one, which is slower than float32. Expected a GPU; build with --precision fp32 or int8.",
+            stacklevel=2,
+        )
+    return OnnxEmbedder(model, spec, provider=provider, threads=threads, spinning=spinning)
 
 
-class OnnxEmbedder:
+def resolve_precision(stored: str, provider: str, wanted: str | None = None) -> str:
+    """The precision in which a provider runs a bundle.
+
+    Args:
+        stored: the bundle's.
+        provider: a name of `PROVIDERS`.
+        wanted: another one, or None for the bundle's.
+
+    Raises:
+        BackendError: the bundle or the provider does not allow it.
+    """
+    precision = wanted or stored
+    if precision != stored and (stored, precision) != ("fp32", "bf16"):
+        raise BackendError(
+            f"The bundle's embedder computes in {stored}, {precision} was asked for. Expected {stored}; only "
+            "an fp32 bundle can also run in bf16. Leave --precision out, or build the bundle with "
+            f"`pcexport build --precision {precision}`."
+        )
+    if precision == "bf16" and provider != "openvino":
+        raise BackendError(
+            f"Provider {provider!r} does not compute in bf16. Expected `--provider openvino`, the only one "
+            "that does; or use a bundle built with `pcexport build --precision fp32`."
+        )
+    return precision
+
+
+class OnnxEmbedder(GraphEmbedder):
     """`embedder.onnx` in onnxruntime."""
 
     def __init__(
-        self, model: bytes, spec: EmbeddingSpec, *, provider: str = "auto", threads: int = 0
+        self,
+        model: bytes,
+        spec: EmbeddingSpec,
+        *,
+        provider: str = "auto",
+        threads: int = 0,
+        spinning: bool = True,
     ) -> None:
         """Create the session.
 
@@ -66,58 +134,27 @@ class OnnxEmbedder:
             provider: "cpu", "cuda", "tensorrt" or "auto" (CUDA where the installed onnxruntime has it, else
                 the CPU).
             threads: threads within an operator; 0 is one per available core.
+            spinning: see `open_graph`.
 
         Raises:
             BackendError: onnxruntime or the provider is missing or does not work here.
         """
-        if threads < 0:
-            raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
-        self._spec = spec
-        self.threads = threads or available_cores()
-        self._session, self.provider = _create_session(model, provider, self.threads)
+        super().__init__(spec, threads=threads)
+        self.provider = resolve_provider(provider)
+        self.precision = resolve_precision(spec.precision, self.provider)
+        self._session = open_graph(model, provider=self.provider, threads=self.threads, spinning=spinning)
 
-    def embed(self, images: UInt8Array) -> FloatArray:
-        """See `Embedder.embed`; a graph with a fixed batch is run in chunks, the last one padded."""
-        batch = self._spec.batch
-        if batch is None or len(images) == batch:
-            return self._run(images)
-        chunks = [self._run_padded(images[i : i + batch], batch) for i in range(0, len(images), batch)]
-        return np.concatenate(chunks)
-
-    def _run_padded(self, images: UInt8Array, batch: int) -> FloatArray:
-        missing = batch - len(images)
-        if missing == 0:
-            return self._run(images)
-        padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
-        return self._run(padded)[: len(images)]
-
-    def _run(self, images: UInt8Array) -> FloatArray:
+    def _compute(self, images: UInt8Array) -> FloatArray:
         try:
             outputs = self._session.run([self._spec.output_name], {self._spec.input_name: images})
-            output: FloatArray = outputs[0]
         except Exception as error:  # onnxruntime raises its own unexported types
-            raise BackendError(f"onnxruntime failed on {self.provider}: {_first_line(error)}") from error
-        self._check_output(output, len(images))
+            raise BackendError(f"onnxruntime failed on {self.provider}: {first_line(error)}") from error
+        output: FloatArray = outputs[0]
         return output
-
-    def _check_output(self, output: FloatArray, images: int) -> None:
-        """What the graph announces is not what it must give: a NaN score would read as a normal image."""
-        expected = (images, self._spec.patches, self._spec.dim)
-        if output.shape != expected or output.dtype != np.float32:
-            raise BundleError(
-                f"{EMBEDDER_NAME} gives {output.dtype} {list(output.shape)}, the manifest says "
-                f"float32 {list(expected)}. The files come from different builds; run `pcexport build` again."
-            )
-        # False for NaN too; beyond the limit squared distances overflow.
-        if not (output.min() >= -LARGEST_COMPONENT and output.max() <= LARGEST_COMPONENT):
-            raise BackendError(
-                f"{EMBEDDER_NAME} gives values on {self.provider} that are not finite or too large. "
-                "Expected patch embeddings; try `--provider cpu`, or build the bundle again."
-            )
 
 
 def import_onnxruntime() -> Any:
-    """Import onnxruntime.
+    """Import onnxruntime, silenced: since 1.31 it reports each process over the network unless told not to.
 
     Raises:
         BackendError: none installed (the message holds the two pip lines) or several, which overwrite each
@@ -130,6 +167,8 @@ def import_onnxruntime() -> Any:
             f"files. Expected exactly one; run `pip uninstall -y {' '.join(installed)}` and install one "
             "again:\n" + _INSTALL_LINES
         )
+    # Read while it is imported; the function that turns reports off comes after the first report.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
@@ -140,39 +179,77 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _create_session(model: bytes, provider: str, threads: int) -> tuple[Any, str]:
+def resolve_provider(provider: str) -> str:
+    """The name of a provider that is installed; "auto" is the first of CUDA and the CPU.
+
+    Raises:
+        BackendError: there is no such provider, or it is not installed.
+    """
+    if provider == "openvino":
+        return _resolve_openvino()
     onnxruntime = import_onnxruntime()
     available = [name for name, spec in PROVIDERS.items() if spec.onnxruntime_name in _available(onnxruntime)]
     if provider == "auto":
-        provider = next(name for name in _AUTO_ORDER if name in available)
+        return next(name for name in _AUTO_ORDER if name in available)
     if provider not in PROVIDERS:
         raise BackendError(f"Unknown provider {provider!r}. Expected one of: auto, {', '.join(PROVIDERS)}.")
-    spec = PROVIDERS[provider]
     if provider not in available:
         raise BackendError(
             f"Provider {provider!r} is not in the installed onnxruntime {onnxruntime.__version__}, which "
-            f"has: {', '.join(available)}. Install it with `pip install 'patchcore-edge[{spec.extra}]'` in "
+            f"has: {', '.join(available)}. Install it with "
+            f"`pip install 'patchcore-edge[{PROVIDERS[provider].extra}]'` in "
             "place of the other, or choose one of those."
         )
-    session = _open(onnxruntime, model, spec, threads)
+    return provider
+
+
+def _resolve_openvino() -> str:
+    # Looked for, not imported: that takes a fifth of a second and is left to the session.
+    if importlib.util.find_spec("openvino") is None:
+        raise BackendError(
+            "Provider 'openvino' is not installed. Expected the package openvino; install it with "
+            "`pip install 'patchcore-edge[openvino]'`, or choose another provider."
+        )
+    return "openvino"
+
+
+def open_graph(model: bytes, *, provider: str, threads: int, spinning: bool = True) -> Any:
+    """A session that runs a graph on the provider asked for and on no other.
+
+    Args:
+        model: a graph that was checked, or made here.
+        provider: a resolved name of `PROVIDERS`.
+        threads: within an operator.
+        spinning: whether idle threads wait for work busily: quicker from one operator to the next, at the
+            cost of everything else on the same cores.
+
+    Raises:
+        BackendError: the provider does not work here, or cannot run the graph.
+    """
+    onnxruntime = import_onnxruntime()
+    spec = PROVIDERS[provider]
+    if spec.onnxruntime_name is None:
+        raise ValueError(f"provider {provider!r} is not one of onnxruntime's")
+    session = _open(onnxruntime, model, spec, threads, spinning)
     # onnxruntime goes on with the CPU when a GPU provider fails to start, with no more than a log line.
     if session.get_providers()[0] != spec.onnxruntime_name:
         raise BackendError(
             f"Provider {provider!r} was asked for, but onnxruntime started on {session.get_providers()[0]}. "
             "Expected a working driver and its libraries; repair them, or say `--provider cpu`."
         )
-    return session, provider
+    return session
 
 
-def _open(onnxruntime: Any, model: bytes, spec: ProviderSpec, threads: int) -> Any:
+def _open(onnxruntime: Any, model: bytes, spec: ProviderSpec, threads: int, spinning: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     # Warnings about a provider that cannot start become the BackendError above.
     options.log_severity_level = 3
-    providers = [spec.onnxruntime_name]
+    providers: list[Any] = [_with_options(spec)]
     if spec.name == "tensorrt":
-        providers.append(PROVIDERS["cuda"].onnxruntime_name)
+        providers.append(_with_options(PROVIDERS["cuda"]))
     if spec.name != "cpu":
         providers.append(PROVIDERS["cpu"].onnxruntime_name)
     try:
@@ -182,10 +259,17 @@ def _open(onnxruntime: Any, model: bytes, spec: ProviderSpec, threads: int) -> A
         )
     except Exception as error:  # onnxruntime raises its own unexported types
         raise BackendError(
-            f"onnxruntime {onnxruntime.__version__} cannot open the embedder on {spec.name}: "
-            f"{_first_line(error)}. "
+            f"onnxruntime {onnxruntime.__version__} cannot open the graph on {spec.name}: "
+            f"{first_line(error)}. "
             "Expected a graph it supports; upgrade onnxruntime or build the bundle again."
         ) from error
+
+
+def _with_options(spec: ProviderSpec) -> Any:
+    # TF32 would round the products of distances to 10 bits without a word.
+    if spec.name == "cuda":
+        return spec.onnxruntime_name, {"use_tf32": "0"}
+    return spec.onnxruntime_name
 
 
 def _available(onnxruntime: Any) -> list[str]:
@@ -199,7 +283,3 @@ def _is_installed(distribution: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -48,29 +48,67 @@ def test_a_failed_build_is_an_error_and_writes_nothing(
     assert not output.exists()
 
 
-def test_stages_keep_every_sample_and_give_their_medians(
-    tiny_bundle: Path, pictures: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "stages.json"
-    assert (
-        main(["stages", "--bundle", str(tiny_bundle), str(pictures), "--name", "tiny", "-o", str(output)])
-        == 0
-    )
-    result = json.loads(output.read_text())
-    for level in ("image", "full"):
-        samples = result["samples_ms"][level]
-        assert len(samples) == result["images"] == 9
-        median = np.median([sample["total_ms"] for sample in samples])
-        assert result["median_ms"][level]["total_ms"] == pytest.approx(median, abs=0.006)
-    assert result["worst_relative_score_difference"] < 1e-5
+def measured_search(bundle: Path, pictures: Path, output: Path, *flags: str) -> int:
+    arguments = ["search", "--bundle", str(bundle), "--normal", str(pictures), "--name", "tiny one"]
+    return main([*arguments, "--no-cold-start", "-o", str(output), *flags])
 
 
-def test_stages_need_enough_images_for_a_median(
+def test_search_keeps_every_sample_and_gives_their_medians(
     tiny_bundle: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["stages", "--bundle", str(tiny_bundle), str(pictures / "0.png"), "--name", "x"]
-    assert main([*arguments, "-o", str(tmp_path / "x.json")]) == 2
+    output = tmp_path / "search.json"
+    listed = tmp_path / "defective.txt"
+    listed.write_text("".join(f"{path}\n" for path in sorted(pictures.iterdir())[:7]))
+    assert measured_search(tiny_bundle, pictures, output, "--defective", f"@{listed}") == 0
+    (bundle,) = json.loads(output.read_text())["bundles"]
+    assert str(tmp_path) not in output.read_text()
+    for kind, count in (("normal", 9), ("defective", 7)):
+        timed = bundle["contents"][kind]["end_to_end"]
+        assert set(timed) == {"bare embedder", "certified", "exact", "one graph", "samples_ms"}
+        for job, samples in timed["samples_ms"].items():
+            assert len(samples) == timed[job]["samples"] == count
+            assert timed[job]["median_ms"] == pytest.approx(np.median(samples), abs=0.002)
+        searched = bundle["contents"][kind]["search"]
+        assert {"exact BLAS", "quantised image", "quantised mask", "hnsw image", "hnsw mask"} <= set(searched)
+        assert searched["hnsw mask"]["verified_patches"] >= searched["hnsw image"]["verified_patches"] > 0
+    shown = capsys.readouterr().out
+    assert "of exact" in shown and "of the bare embedder" in shown
+
+
+def test_search_measures_cold_starts(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "search.json"
+    arguments = ["search", "--bundle", str(tiny_bundle), "--normal", str(pictures), "--max-images", "6"]
+    assert main([*arguments, "--name", "tiny", "-o", str(output)]) == 0
+    (bundle,) = json.loads(output.read_text())["bundles"]
+    start = bundle["cold_start"]
+    # A process with numpy, OpenCV and onnxruntime in it.
+    assert start["median_ms"] > 50 and start["peak_rss_mb"] > 30
+
+
+def test_search_needs_enough_images_for_a_median(
+    tiny_bundle: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert measured_search(tiny_bundle, pictures / "0.png", tmp_path / "x.json") == 2
     assert "too few" in capsys.readouterr().err
+
+
+def test_search_refuses_an_engine_that_gives_another_score(
+    tiny_bundle: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pcrun import scoring
+
+    monkeypatch.setattr(scoring, "certify_maximum", lambda patches, verifier, ties: None)
+    monkeypatch.setattr(
+        "pcrun.search.hnsw.HnswSearch.nearest",
+        lambda self, queries: (np.full(len(queries), 1e3, np.float32), np.zeros(len(queries), np.int64)),
+    )
+    assert measured_search(tiny_bundle, pictures, tmp_path / "x.json") == 2
+    assert "another image score than exact search" in capsys.readouterr().err
+    assert not (tmp_path / "x.json").exists()
 
 
 def test_readme_gets_the_figures_between_its_marker_lines(
@@ -78,15 +116,17 @@ def test_readme_gets_the_figures_between_its_marker_lines(
 ) -> None:
     results, readme = tmp_path / "results", tmp_path / "README.md"
     output = results / "tiny.json"
-    main(["stages", "--bundle", str(tiny_bundle), str(pictures), "--name", "tiny one", "-o", str(output)])
+    measured_search(tiny_bundle, pictures, output)
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     arguments = ["readme", "--readme", str(readme), "--results", str(results)]
     assert main([*arguments, "--check"]) == 1
     assert "old" in readme.read_text()
     assert main(arguments) == 0
     assert readme.read_text() == f"before\n{BEGIN}\n{render(results)}\n{END}\nafter\n"
-    total = json.loads(output.read_text())["median_ms"]["image"]["total_ms"]
-    assert f"{total:.1f}" in next(line for line in readme.read_text().splitlines() if "tiny one" in line)
+    (bundle,) = json.loads(output.read_text())["bundles"]
+    total = bundle["contents"]["normal"]["end_to_end"]["certified"]["median_ms"]
+    row = next(line for line in readme.read_text().splitlines() if line.startswith("| 200 | normal"))
+    assert f" {total:.1f} " in row
     assert main([*arguments, "--check"]) == 0
 
 

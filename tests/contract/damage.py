@@ -6,17 +6,70 @@ import dataclasses
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hypothesis import HealthCheck, settings
 
-from pcrun.bundle import file_entry
-from pcrun.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, manifest_digest_line
+from pcrun.bundle import Bundle, file_entry
+from pcrun.errors import BundleError
+from pcrun.manifest import (
+    EMBEDDER_NAME,
+    INDEX_NAME,
+    MANIFEST_DIGEST_NAME,
+    MANIFEST_NAME,
+    MEMORY_BANK_NAME,
+    NEIGHBOURS_NAME,
+    REPORT_NAME,
+    SAMPLES_NAME,
+    SEARCH_BASIS_NAME,
+    manifest_digest_line,
+)
 
 Change = Callable[[bytes], bytes]
+Edit = Callable[[dict[str, Any]], None]
+Refusal = Callable[[Path], str]
+
+# A bundle with every kind of file, and two of other builds.
+FULL = {"image_score": "reweighted", "search_dim": 3}
+OTHER_SEED = {**FULL, "seed": 1}
+OTHER_DIM = {**FULL, "seed": 2, "dim": 12}
+FILES = (
+    EMBEDDER_NAME,
+    INDEX_NAME,
+    MEMORY_BANK_NAME,
+    NEIGHBOURS_NAME,
+    REPORT_NAME,
+    "samples/000.png",
+    "samples/001.png",
+    SAMPLES_NAME,
+    SEARCH_BASIS_NAME,
+)
+# Those that Bundle.load looks into.
+PARTS = (EMBEDDER_NAME, INDEX_NAME, MEMORY_BANK_NAME, NEIGHBOURS_NAME, SEARCH_BASIS_NAME)
+ADVICE = re.compile(
+    "[Cc]opy the bundle again|`pcexport (build|pack)`|do not use it|Upgrade patchcore-edge|check the path"
+)
+DAMAGES: dict[str, Change] = {
+    "truncated": lambda data: data[:-1],
+    "halved": lambda data: data[: len(data) // 2],
+    "emptied": lambda data: b"",
+    "extended": lambda data: data + b"\0",
+    "first byte": lambda data: flipped(data, 0),
+    "tenth byte": lambda data: flipped(data, 9, bit=7),
+    "middle byte": lambda data: flipped(data, len(data) // 2, bit=3),
+    "last byte": lambda data: flipped(data, len(data) - 1),
+}
+# For properties that damage a file of the test's own copy and repair it.
+NO_DEADLINE = settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 def files_of(bundle: Path) -> dict[str, bytes]:
@@ -85,3 +138,65 @@ class TouchesFile:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(self.path),)
+
+
+def error_message(code: int, out: str, err: str) -> str:
+    """Exit code 2, nothing on standard output, exactly one line on standard error."""
+    assert (code, out) == (2, "")
+    assert err.startswith("pcrun: error: ")
+    assert err.count("\n") == 1 and err.endswith("\n"), err
+    return err.removeprefix("pcrun: error: ").rstrip("\n")
+
+
+def without_addresses(message: str) -> str:
+    """A message without memory addresses: numpy shows objects that it could not parse."""
+    return re.sub("0x[0-9a-f]+", "0x", message)
+
+
+def load_or_message(path: Path) -> Bundle | str:
+    """The bundle, or the one line with which it is refused; any other exception is a failure."""
+    try:
+        return Bundle.load(path)
+    except BundleError as error:
+        return one_line(str(error))
+
+
+def one_line(message: str) -> str:
+    assert message.isprintable(), message
+    return message
+
+
+def in_form(bundle: Path, form: str) -> Path:
+    """The bundle as a "directory", which it is, or as a "zip" beside it."""
+    return packed(bundle) if form == "zip" else bundle
+
+
+def put(*path: str, value: Any) -> Edit:
+    """Set one key of the manifest, however deep."""
+
+    def edit(manifest: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            manifest = manifest[key]
+        manifest[path[-1]] = value
+
+    return edit
+
+
+def renamed(name: str) -> Edit:
+    """List the report under another name."""
+
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["files"][name] = manifest["files"].pop(REPORT_NAME)
+
+    return edit
+
+
+def without(*path: str) -> Edit:
+    """Leave one key of the manifest out, however deep."""
+
+    def edit(manifest: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            manifest = manifest[key]
+        del manifest[path[-1]]
+
+    return edit

@@ -1,7 +1,8 @@
 """Makes a complete bundle of a few kilobytes, without torch: the stub that the runtime's tests run on.
 
-Run as a script it writes the fixture of the current schema again, `tiny_schema1.pcbundle` beside this file. A
-committed fixture is never regenerated once its schema was released: it must load forever.
+Run as a script it writes the fixture of the current schema again, `tiny_schema2.pcbundle` beside this file. A
+committed fixture is never regenerated once its schema was released: it must load forever, as does
+`tiny_schema1.pcbundle`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pcrun.bundle import GoldenSample, GoldenSamples, file_entry
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
+from pcrun.engines import map_geometry
 from pcrun.image_io import encode_png
 from pcrun.manifest import (
     EMBEDDER_NAME,
@@ -29,6 +31,7 @@ from pcrun.manifest import (
     NEIGHBOURS_NAME,
     REPORT_NAME,
     SAMPLES_NAME,
+    SEARCH_BASIS_NAME,
     CoresetSpec,
     EmbeddingSpec,
     FileEntry,
@@ -45,10 +48,11 @@ from pcrun.manifest import (
 from pcrun.preprocess import PreprocessSpec
 from pcrun.records import to_jsonable
 from pcrun.scoring import PatchCoreScorer
-from pcrun.search import ExactSearch
+from pcrun.search.exact import ExactSearch
 from pcrun.session import OnnxEmbedder
 
 SCHEMA1_FIXTURE = Path(__file__).with_name("tiny_schema1.pcbundle")
+SCHEMA2_FIXTURE = Path(__file__).with_name("tiny_schema2.pcbundle")
 
 # Height differs from width everywhere, so that mixing them up cannot go unseen.
 NOT_LISTED = (MANIFEST_NAME, MANIFEST_DIGEST_NAME)
@@ -76,6 +80,7 @@ def make_tiny_bundle(
     thresholds: bool = True,
     dim: int = DEFAULT_DIM,
     batch: int | None = 1,
+    search_dim: int | None = None,
 ) -> Manifest:
     """Write a bundle directory at `path` (which must not exist) and return its manifest.
 
@@ -87,6 +92,7 @@ def make_tiny_bundle(
         thresholds: False leaves them out, as `--calibration none` does.
         dim: length of a patch embedding.
         batch: images per call of the graph; None makes it dynamic.
+        search_dim: adds search_basis.npy with so many columns, and the index is over the reduced rows.
     """
     path.mkdir(parents=True)
     (path / "samples").mkdir()
@@ -96,11 +102,15 @@ def make_tiny_bundle(
     rng = np.random.default_rng(seed)
     rows = _memory_bank(embedder, rng)
     neighbours = nearest_rows(rows, REWEIGHTING_NEIGHBOURS) if image_score == "reweighted" else None
+    basis = None if search_dim is None else principal_directions(rows, search_dim)
 
     (path / EMBEDDER_NAME).write_bytes(graph)
     (path / MEMORY_BANK_NAME).write_bytes(npy_bytes(rows))
+    if basis is not None:
+        (path / SEARCH_BASIS_NAME).write_bytes(npy_bytes(basis))
     if with_index:
-        make_index(rows, seed=seed).save_index(str(path / INDEX_NAME))
+        seen = rows if basis is None else rows @ basis
+        make_index(seen, seed=seed).save_index(str(path / INDEX_NAME))
     if neighbours is not None:
         (path / NEIGHBOURS_NAME).write_bytes(npy_bytes(neighbours))
     (path / REPORT_NAME).write_text(f"<!doctype html><title>tiny {seed}</title>\n", encoding="utf-8")
@@ -113,10 +123,12 @@ def make_tiny_bundle(
         preprocess=PreprocessSpec(*IMAGE_HW, *IMAGE_HW),
         embedding=embedding,
         memory_bank=_bank_spec(dim, seed, with_index),
-        search=SearchSpec(EF, (SearchMeasurement(EF, 1.0, 0.0),), images=2),
+        search=SearchSpec(EF, (SearchMeasurement(EF, 1.0, 0.0),), images=2, dim=search_dim),
         scoring=ScoringSpec(image_score, 0 if neighbours is None else REWEIGHTING_NEIGHBOURS, MAP_SIGMA_PX),
     )
-    scorer = PatchCoreScorer(rows, ExactSearch(rows, threads=1), exactness="full", neighbours=neighbours)
+    scorer = PatchCoreScorer(
+        rows, ExactSearch(rows, threads=1), map_geometry(manifest), neighbours=neighbours
+    )
     detector = AnomalyDetector(
         manifest, embedder, scorer, threshold=NO_THRESHOLD, pixel_threshold=NO_THRESHOLD
     )
@@ -197,6 +209,12 @@ def nearest_rows(rows: np.ndarray, b: int) -> np.ndarray:
     return np.argsort(distances, axis=1, kind="stable")[:, :b].astype(np.int32)
 
 
+def principal_directions(rows: np.ndarray, dim: int) -> np.ndarray:
+    """The `dim` directions in which the rows vary most, as orthonormal columns: (row length, dim) float32."""
+    _, _, directions = np.linalg.svd(rows.astype(np.float64) - rows.mean(axis=0), full_matrices=False)
+    return np.ascontiguousarray(directions[:dim].T, np.float32)
+
+
 def npy_bytes(array: np.ndarray) -> bytes:
     """The array as a .npy file without pickle."""
     buffer = io.BytesIO()
@@ -275,6 +293,7 @@ def _embedding_spec(dim: int, batch: int | None) -> EmbeddingSpec:
         mean_rgb=(0.0, 0.0, 0.0),
         std_rgb=(1.0, 1.0, 1.0),
         opset=17,
+        provider="cpu",
     )
 
 
@@ -298,6 +317,6 @@ def _source(seed: int) -> SourceSpec:
 
 
 if __name__ == "__main__":
-    shutil.rmtree(SCHEMA1_FIXTURE, ignore_errors=True)
-    make_tiny_bundle(SCHEMA1_FIXTURE, image_score="reweighted")
-    print(SCHEMA1_FIXTURE)
+    shutil.rmtree(SCHEMA2_FIXTURE, ignore_errors=True)
+    make_tiny_bundle(SCHEMA2_FIXTURE, image_score="reweighted", search_dim=3)
+    print(SCHEMA2_FIXTURE)

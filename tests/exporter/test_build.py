@@ -35,7 +35,7 @@ from pcrun.manifest import SCHEMA_VERSION
 NORMALS, TEST_GOOD = 14, 2
 QUICK = ("--weights", "untrained", "--image-size", "64", "--parity-images", "1")
 STEPS = ["trace", "parity", "embed", "project", "coreset", "index", "calibrate (kfold)", "evaluate",
-         "golden samples and report", "verify"]  # fmt: skip
+         "golden samples and report", "verify", "tune"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +111,8 @@ def build(parts: Path, tmp_path: Path, capsys, quick_trace) -> Callable[..., Bui
         with pytest.MonkeyPatch.context() as patch:
             if not report:  # half the time of a small build
                 patch.setattr(build_module, "write_report", lambda path, *args: path.write_text("report"))
-            code = main(["build", str(data), "-o", str(output), *QUICK, "--threads", "1", *flags])
+            quick = [*QUICK, "--threads", "1", "--no-tune"]
+            code = main(["build", str(data), "-o", str(output), *quick, *flags])
         captured = capsys.readouterr()
         return Built(code, output, captured.out, captured.err)
 
@@ -177,12 +178,13 @@ def test_json_holds_the_seconds_of_every_step_and_the_manifest(plain: Path) -> N
     assert summary["digest"] == Bundle.load(plain).digest
     assert summary["bytes"] == sum(path.stat().st_size for path in plain.rglob("*") if path.is_file())
     assert summary["bundle"] == str(plain)
+    assert summary["profile"]["key"]["bundle"] == summary["digest"]
     assert any("14 normal images cannot support" in warning for warning in summary["warnings"])
 
 
 def test_two_builds_are_equal_in_every_byte_of_every_file(plain: Path, parts: Path, tmp_path: Path) -> None:
     again = tmp_path / "elsewhere" / "part.pcbundle"
-    assert main(["build", str(parts), "-o", str(again), *QUICK]) == 0  # traced anew
+    assert main(["build", str(parts), "-o", str(again), *QUICK, "--no-tune"]) == 0  # traced anew
     assert contents(again) == contents(plain)
 
 

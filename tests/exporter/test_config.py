@@ -202,8 +202,9 @@ def test_numbers_name_layers_too(value: object, layers: tuple[str, ...]) -> None
 
 
 def test_facts_leave_out_what_does_not_shape_the_bundle() -> None:
-    facts = load_config(None, {"threads": 2, "strict": True}).facts()
-    expected = {field.name for field in dataclasses.fields(BuildConfig)} - {"threads", "strict"}
+    facts = load_config(None, {"threads": 2, "strict": True, "allow_flips": True}).facts()
+    left_out = {"threads", "strict", "allow_flips", "tune"}
+    expected = {field.name for field in dataclasses.fields(BuildConfig)} - left_out
     assert set(facts) == expected
     assert facts == load_config(None, {}).facts()
 

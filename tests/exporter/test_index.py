@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pcexport import index as index_module
-from pcexport.index import build_index, choose_ef, measure_search, nearest_neighbours, save_index
+from pcexport.index import (
+    build_index,
+    choose_ef,
+    measure_search,
+    nearest_neighbours,
+    save_index,
+    search_basis,
+)
 from pcrun.manifest import SearchMeasurement
-from pcrun.search import HnswSearch
+from pcrun.search.hnsw import HnswSearch
 
 
 def random_rows(count: int, dim: int = 16, seed: int = 0) -> np.ndarray:
@@ -24,6 +31,10 @@ def built(rows: np.ndarray, **changed: int):
     return build_index(rows, **{"m": 16, "ef_construction": 200, "seed": 0, **changed})
 
 
+def search_in(index: object, rows: np.ndarray, threads: int = 1):
+    return lambda ef: HnswSearch(index, rows, ef=ef, threads=threads)
+
+
 def brute_force(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """(queries, rows) Euclidean distances by definition, float64."""
     return np.linalg.norm(queries[:, None].astype(np.float64) - rows[None], axis=2)
@@ -31,7 +42,7 @@ def brute_force(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def test_recall_at_1_against_brute_force_is_at_least_0_98_at_the_widest_candidate() -> None:
     rows, queries = random_rows(2000), random_rows(400, seed=1)
-    distances, _ = HnswSearch(built(rows), ef=index_module.EF_CANDIDATES[-1], threads=2).nearest(queries)
+    distances, _ = search_in(built(rows), rows, 2)(index_module.EF_CANDIDATES[-1]).nearest(queries)
     true = brute_force(queries, rows).min(axis=1)
     assert np.mean(distances <= true * (1 + 1e-5)) >= 0.98
     assert (distances >= true * (1 - 1e-5)).all()  # HNSW errs on one side
@@ -39,7 +50,7 @@ def test_recall_at_1_against_brute_force_is_at_least_0_98_at_the_widest_candidat
 
 def test_every_entry_finds_itself_with_its_own_row_number() -> None:
     rows = random_rows(300)
-    distances, ids = HnswSearch(built(rows), ef=64, threads=1).nearest(rows)
+    distances, ids = search_in(built(rows), rows)(64).nearest(rows)
     np.testing.assert_array_equal(ids, np.arange(300))
     np.testing.assert_allclose(distances, 0, atol=1e-6)
 
@@ -105,31 +116,73 @@ def test_measured_numbers_equal_a_naive_recomputation() -> None:
     # A poor graph on purpose, so that there is something to measure.
     rows, images = random_rows(1500), [random_rows(40, seed=seed) for seed in (1, 2, 3)]
     index = built(rows, m=2, ef_construction=8)
-    measured = measure_search(index, rows, images, efs=(1, 4, 64), threads=2)
+    measured = measure_search(search_in(index, rows, 2), rows, images, efs=(1, 4, 64))
     assert [m.ef for m in measured] == [1, 4, 64]
     for m in measured:
         index.set_ef(m.ef)
-        hits, worst = [], 0.0
+        hits, errors, worst = [], [], 0.0
         for image in images:
             true = brute_force(image, rows).min(axis=1)
             found = np.sqrt(index.knn_query(image, k=1)[1][:, 0])
             hits += list(found <= true * (1 + 1e-5) + 1e-6)
+            errors += list(found / true - 1)
             worst = max(worst, found.max() / true.max() - 1)
         assert m.recall_at_1 == np.mean(hits)
         assert m.worst_image_score_error == pytest.approx(worst, abs=1e-5)
+        assert m.mean_distance_error == pytest.approx(np.mean(errors), abs=1e-5)
     assert measured[0].recall_at_1 < measured[1].recall_at_1 < measured[2].recall_at_1 < 1
     assert measured[0].worst_image_score_error > 0.01
 
 
 def test_an_image_that_is_in_the_bank_has_full_recall_and_no_error() -> None:
     rows = random_rows(100)
-    (measured,) = measure_search(built(rows), rows, [rows[:20]], efs=(64,), threads=1)
-    assert measured == SearchMeasurement(64, 1.0, 0.0)
+    (measured,) = measure_search(search_in(built(rows), rows), rows, [rows[:20]], efs=(64,))
+    assert measured == SearchMeasurement(64, 1.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
-    "recalls, ef", [((0.5, 0.98, 1.0), 8), ((0.99, 0.5, 1.0), 4), ((0.1, 0.2, 0.9799), 16)]
+    "errors, ef", [((0.5, 0.02, 0.0), 8), ((0.01, 0.5, 0.0), 4), ((0.9, 0.2, 0.0201), 16)]
 )
-def test_the_smallest_ef_with_the_wanted_recall_is_chosen(recalls: tuple[float, ...], ef: int) -> None:
-    measured = [SearchMeasurement(e, recall, 0.0) for e, recall in zip((4, 8, 16), recalls, strict=True)]
+def test_the_smallest_ef_with_the_wanted_mean_error_is_chosen(errors: tuple[float, ...], ef: int) -> None:
+    measured = [SearchMeasurement(e, 0.5, 0.0, error) for e, error in zip((4, 8, 16), errors, strict=True)]
     assert choose_ef(measured) == ef
+
+
+def spread_over(variances: list[float], count: int = 4000) -> np.ndarray:
+    """Rows with these variances along rotated directions."""
+    rng = np.random.default_rng(0)
+    rotation, _ = np.linalg.qr(rng.standard_normal((len(variances), len(variances))))
+    return (rng.standard_normal((count, len(variances))) * np.sqrt(variances) @ rotation).astype(np.float32)
+
+
+def test_search_dimensions_are_the_fewest_that_keep_most_of_the_variance() -> None:
+    assert search_basis(spread_over([1.0] * 30 + [1e-4] * 70), None).shape == (100, 32)
+    # 0.8 of 80 equal ones are 64.
+    assert search_basis(spread_over([1.0] * 78 + [1e-4] * 22), None).shape == (100, 64)
+
+
+def test_search_directions_are_orthonormal_and_keep_the_near_near() -> None:
+    rows = spread_over([1.0] * 16 + [1e-3] * 84, 500)
+    basis = search_basis(rows, 16)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(16), atol=1e-5)
+    queries = rows[:50] + np.float32(0.01)
+    search = HnswSearch(built(rows @ basis), rows, ef=64, threads=1, basis=basis)
+    distances, ids = search.nearest(queries)
+    np.testing.assert_array_equal(ids, np.arange(50))
+    # Distances are those of the full rows, not of the reduced ones.
+    np.testing.assert_allclose(distances, np.full(50, 0.1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("dim", [0, 100, 2000])
+def test_a_search_in_all_dimensions_needs_no_basis(dim: int) -> None:
+    assert search_basis(random_rows(50, 100), dim) is None
+
+
+@pytest.mark.parametrize("rows", [random_rows(50, 8), random_rows(1, 100), np.ones((20, 100), np.float32)])
+def test_small_and_constant_banks_have_a_basis_or_none(rows: np.ndarray) -> None:
+    basis = search_basis(rows, None)
+    if rows.shape[1] <= 32:
+        assert basis is None
+    else:
+        assert basis.shape[0] == 100 and np.isfinite(basis).all()
+        np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pcexport.store import ArrayRows, RowFile, SelectedRows
+from pcexport import store
+from pcexport.store import ArrayRows, RowFile, SelectedRows, in_memory
 
 
 def rows_of(count: int, dim: int) -> np.ndarray:
@@ -53,6 +55,52 @@ def test_gather_keeps_the_order_and_repetition_of_the_ids(file: RowFile) -> None
     ids = np.array([4, 0, 4, 2], np.int64)
     np.testing.assert_array_equal(file.gather(ids), rows[ids])
     assert file.gather(ids[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("gap_bytes, most_bytes", [(0, 12), (12, 36), (24, 2**20), (2**20, 60)])
+def test_gather_is_the_same_however_reads_are_joined(
+    gap_bytes: int, most_bytes: int, file: RowFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_GAP_BYTES", gap_bytes)
+    monkeypatch.setattr(store, "_MOST_BYTES_AT_ONCE", most_bytes)
+    rows = rows_of(60, 3)
+    file.append(rows)
+    rng = np.random.default_rng(0)
+    for ids in (rng.integers(60, size=40), np.sort(rng.choice(60, 30, replace=False)), np.arange(60)):
+        np.testing.assert_array_equal(file.gather(ids), rows[ids])
+
+
+def test_rows_near_each_other_are_read_at_once(file: RowFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.append(rows_of(60, 3))
+    reads: list[tuple[int, int]] = []
+    block = RowFile.block
+    monkeypatch.setattr(
+        RowFile, "block", lambda self, start, stop: (reads.append((start, stop)), block(self, start, stop))[1]
+    )
+    monkeypatch.setattr(store, "_GAP_BYTES", 3 * 12)
+    file.gather(np.array([1, 2, 6, 30, 33, 50], np.int64))
+    assert reads == [(1, 7), (30, 34), (50, 51)]
+
+
+def test_threads_read_side_by_side(file: RowFile) -> None:
+    rows = rows_of(400, 3)
+    file.append(rows)
+    with ThreadPoolExecutor(4) as workers:
+        blocks = list(workers.map(lambda start: file.block(start, start + 7), list(range(390)) * 3))
+    for number, block in enumerate(blocks):
+        np.testing.assert_array_equal(block, rows[number % 390 : number % 390 + 7])
+
+
+def test_rows_are_held_in_memory_up_to_a_size(file: RowFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_MOST_BYTES_AT_ONCE", 40)
+    rows = rows_of(10, 3)
+    file.append(rows)
+    assert in_memory(file, 119) is file
+    held = in_memory(file, 120)
+    assert isinstance(held, ArrayRows) and in_memory(held, 0) is held
+    np.testing.assert_array_equal(held.block(0, 10), rows)
+    selected = SelectedRows(file, np.array([1, 4, 5, 9], np.int64))
+    np.testing.assert_array_equal(in_memory(selected, 48).block(0, 4), rows[[1, 4, 5, 9]])
 
 
 def test_row_file_accepts_any_memory_layout_and_float(file: RowFile) -> None:

@@ -149,7 +149,7 @@ def test_golden_sample_keys_and_types_are_documented() -> None:
 
 
 def test_bundle_page_lists_every_file_of_a_bundle(made_bundle: Callable[..., Path]) -> None:
-    bundle = made_bundle(image_score="reweighted")
+    bundle = made_bundle(image_score="reweighted", search_dim=3)
     present = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     listed = {row[0].split(",")[0].strip("`") for row in table_rows(sections(BUNDLE_PAGE)["Files"])}
     assert listed == present - {"samples/001.png"}  # "samples/000.png, ..."

@@ -158,6 +158,26 @@ def test_vectors_are_compared_as_bits() -> None:
     refused(data, rows, "label 3")
 
 
+@pytest.mark.parametrize(("change", "accepted"), [(0.0, True), (0.9, True), (-0.9, True), (1.1, False)])
+def test_a_tolerance_is_kept(change: float, accepted: bool) -> None:
+    good = saved(*SMALL)
+    rows = good.rows.copy()
+    rows[7, 2] += np.float32(change * 1e-3)
+    if accepted:
+        assert check_hnsw_file(good.data, rows, name=NAME, tolerance=1e-3).count == len(rows)
+    else:
+        with pytest.raises(BundleError, match="another vector than the memory bank under label 7"):
+            check_hnsw_file(good.data, rows, name=NAME, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_tolerance_covers_what_is_no_number(value: float) -> None:
+    good = saved(*SMALL)
+    damaged = good.with_value(good.vector(3), "f", value)
+    with pytest.raises(BundleError, match="another vector than the memory bank"):
+        check_hnsw_file(damaged, good.rows, name=NAME, tolerance=1e30)
+
+
 @pytest.mark.parametrize("layout", ["fortran", "strided", "read-only"])
 def test_rows_may_have_any_memory_layout(layout: str) -> None:
     good = saved(*SMALL)

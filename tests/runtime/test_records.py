@@ -94,6 +94,18 @@ class TestRoundTrip:
     def test_manifest_survives_json(self) -> None:
         assert parse_manifest(manifest_to_json(manifest())) == manifest()
 
+    def test_what_schema_2_added_may_be_left_out(self) -> None:
+        raw = json.loads(manifest_to_json(manifest()))
+        for keys in (("search", "dim"), ("embedding", "projected_from"), ("precision",)):
+            *parents, last = keys
+            place = raw
+            for key in parents:
+                place = place[key]
+            assert place.pop(last) is None
+        for measurement in raw["search"]["measured"]:
+            assert measurement.pop("mean_distance_error") is None
+        assert parse_manifest(json.dumps(raw).encode()) == manifest()
+
     def test_equal_manifests_are_equal_bytes(self) -> None:
         raw = json.loads(manifest_to_json(manifest()))
         shuffled = json.dumps(dict(reversed(raw.items()))).encode()
@@ -128,8 +140,9 @@ class TestRoundTrip:
     searches = st.builds(
         SearchSpec,
         st.integers(1, 65536),
-        st.lists(st.builds(SearchMeasurement, counts, numbers, numbers)).map(tuple),
+        st.lists(st.builds(SearchMeasurement, counts, numbers, numbers, st.none() | numbers)).map(tuple),
         counts,
+        st.none() | st.integers(min_value=1),
     )
 
     @settings(max_examples=150, deadline=None)
@@ -233,7 +246,11 @@ class TestManifest:
             ("preprocess.crop_height_px", 300, r"manifest\.preprocess: the crop .* must fit"),
             ("preprocess.keep_aspect", 1, r"manifest\.preprocess\.keep_aspect: expected true or false"),
             ("files", {}, r"files does not list embedder\.onnx"),
-            ("schema_version", 2, "schema version 2, this runtime reads up to 1.*Upgrade"),
+            ("search.dim", 0, r"manifest\.search: dim must be at least 1 or null, got 0"),
+            ("search.dim", 384, r"manifest: search\.dim is 384, expected less than memory_bank\.dim, 384"),
+            ("search.dim", 383, r"manifest: files does not list search_basis\.npy"),
+            ("search.dim", 3.0, r"manifest\.search\.dim: expected a whole number, got 3\.0"),
+            ("schema_version", 3, "schema version 3, this runtime reads up to 2.*Upgrade"),
             ("schema_version", True, "schema_version True, expected a whole number"),
             ("method", "padim", "method is 'padim', this runtime knows 'patchcore'"),
             ("nmae", "x", r"unknown key 'nmae'\. Did you mean 'name'\?"),

@@ -1,155 +1,197 @@
-"""Scores, the certificate of the image score, the anomaly map and its regions against plain formulas."""
+"""The scorer around a search: what each exactness promises, Eq. 7, one image and several."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import ndimage
 
-from pcrun import scoring
-from pcrun.scoring import PatchCoreScorer, anomaly_map, certify_maximum, components, reweighted_score
-from pcrun.search import ExactSearch
+from pcrun.certify import ExactVerifier
+from pcrun.heatmap import MapGeometry
+from pcrun.scoring import DEFAULT_EXACTNESS, PatchCoreScorer, reweighted_score
+from pcrun.search.exact import ExactSearch, euclidean
+from tests.runtime.banks import CountingVerifier, RandomSearch, all_distances, neighbour_lists, normal
 
-BLOCK = scoring._VERIFY_BLOCK
-
-
-def normal(count: int, dim: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
-
-
-class Oracle:
-    """An "exact search" whose answers are given: patch i is the embedding [i]."""
-
-    def __init__(self, truth: np.ndarray) -> None:
-        self.truth = truth.astype(np.float32)
-        self.asked: list[int] = []
-
-    def nearest(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        patches = queries[:, 0].astype(int)
-        self.asked += patches.tolist()
-        return self.truth[patches], patches + 1000
-
-    def certify(self, approximate: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        distances = approximate.astype(np.float32)
-        ids = np.full(len(distances), -1, np.int64)
-        embeddings = np.arange(len(distances), dtype=np.float32)[:, None]
-        return distances, ids, certify_maximum(embeddings, distances, ids, self)  # type: ignore[arg-type]
+GEOMETRY = MapGeometry((5, 10), (40, 80), 2.0)
+HIGH = 1e6
+ROWS = normal(200, 8)
+PATCHES = normal(50, 8, seed=1) * 2
+TRUTH = all_distances(PATCHES, ROWS)
 
 
 class LooseSearch:
-    """An approximate search that overestimates by given factors."""
+    """An approximate search that finds the nearest row of most patches and another of some."""
 
     name, exact = "loose", False
 
-    def __init__(self, rows: np.ndarray, factors: np.ndarray) -> None:
-        self._search, self._rows, self._factors = ExactSearch(rows, threads=1), rows, factors
-
     def nearest(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        distances, _ = self._search.nearest(queries)
-        return distances * self._factors.astype(np.float32), np.zeros(len(queries), np.int64)
+        order = np.argsort(all_distances(queries, ROWS), axis=1)
+        ranks = np.where(np.random.default_rng(2).random(len(queries)) < 0.3, 40, 0)
+        ids = order[np.arange(len(queries)), ranks]
+        return euclidean(queries, ROWS[ids]), ids
 
 
-class TestCertifyMaximum:
-    # Few distinct values, so that ties and all-equal cases come up often.
-    values = st.integers(0, 6).map(float) | st.floats(0, 1e6, width=32)
-
-    @settings(max_examples=300, deadline=None)
-    @given(st.lists(st.tuples(values, st.just(0.0) | values), min_size=1, max_size=60))
-    def test_any_overestimates_give_the_exact_maximum(self, cases: list[tuple[float, float]]) -> None:
-        truth = np.array([exact for exact, _ in cases], np.float32)
-        approximate = truth + np.array([excess for _, excess in cases], np.float32)
-        oracle = Oracle(truth)
-        distances, ids, verified = oracle.certify(approximate)
-
-        assert distances.max() == truth.max()
-        # The largest entry is a confirmed one, or ties with one.
-        assert truth[oracle.asked].max() == truth.max()
-        # Nothing is asked twice; what was asked is exact now, the rest untouched.
-        assert len(oracle.asked) == len(set(oracle.asked)) == verified
-        was_asked = np.isin(np.arange(len(truth)), oracle.asked)
-        np.testing.assert_array_equal(distances, np.where(was_asked, truth, approximate))
-        np.testing.assert_array_equal(ids, np.where(was_asked, np.arange(len(truth)) + 1000, -1))
-        # No method can skip a patch whose approximate distance exceeds the true maximum.
-        assert verified <= (approximate >= truth.max()).sum() + BLOCK - 1
-
-    def test_exact_input_costs_one_block(self) -> None:
-        truth = np.random.default_rng(0).uniform(1, 9, 784)
-        assert Oracle(truth).certify(truth)[2] == BLOCK
-
-    def test_all_equal_costs_one_block(self) -> None:
-        assert Oracle(np.full(100, 3.0)).certify(np.full(100, 3.0))[2] == BLOCK
-
-    def test_a_hidden_maximum_is_found_behind_many_overestimates(self) -> None:
-        truth = np.full(100, 1.0)
-        approximate = np.linspace(10, 9, 100)
-        truth[99], approximate[99] = 8.9, 9.0
-        distances, _, verified = Oracle(truth).certify(approximate)
-        assert distances.max() == np.float32(8.9) and verified == 100
-
-    def test_fewer_patches_than_a_block(self) -> None:
-        distances, _, verified = Oracle(np.array([1.0, 2.0])).certify(np.array([5.0, 2.0]))
-        assert distances.tolist() == [1, 2] and verified == 2
+def scorer(search: Any = None, **options: Any) -> PatchCoreScorer:
+    exact = ExactSearch(ROWS, threads=1)
+    if search is None:
+        return PatchCoreScorer(ROWS, exact, GEOMETRY, **options)
+    return PatchCoreScorer(ROWS, search, GEOMETRY, **{"verifier": ExactVerifier(exact), **options})
 
 
-class TestPatchCoreScorer:
-    rows = normal(200, 8)
-    patches = normal(50, 8, seed=1) * 2
-    factors = np.random.default_rng(2).uniform(1, 3, 50)
-
-    def truth(self) -> np.ndarray:
-        return np.array(
-            [np.linalg.norm(self.rows.astype(np.float64) - p, axis=1).min() for p in self.patches]
-        )
+class TestExactness:
+    def test_the_default_is_the_mask(self) -> None:
+        assert DEFAULT_EXACTNESS == "mask" and scorer(LooseSearch()).exactness == "mask"
 
     def test_exact_search_needs_no_verification(self) -> None:
-        scores = PatchCoreScorer(self.rows, ExactSearch(self.rows, threads=1)).score(self.patches)
-        np.testing.assert_allclose(scores.patch_scores, self.truth(), rtol=1e-5)
-        assert scores.image_score == pytest.approx(self.truth().max(), rel=1e-5)
-        assert scores.verified_patches == 50
+        scores = scorer().score(PATCHES, pixel_threshold=0.0)
+        np.testing.assert_allclose(scores.patch_scores.ravel(), TRUTH.min(axis=1), rtol=1e-5)
+        assert scores.patch_scores.shape == GEOMETRY.grid_hw
+        assert scores.image_score == pytest.approx(TRUTH.min(axis=1).max(), rel=1e-5)
+        assert scores.verified_patches == 50 and scores.verify_ms == 0
+        np.testing.assert_array_equal(scores.anomaly_map, GEOMETRY.draw(scores.patch_scores.ravel()))
 
-    def test_exactness_none_trusts_the_search(self) -> None:
-        loose = LooseSearch(self.rows, self.factors)
-        scores = PatchCoreScorer(self.rows, loose, exactness="none").score(self.patches)
-        assert scores.image_score == pytest.approx((self.truth() * self.factors).max(), rel=1e-5)
+    def test_none_trusts_the_search(self) -> None:
+        scores = scorer(LooseSearch(), exactness="none").score(PATCHES, pixel_threshold=0.0)
+        np.testing.assert_array_equal(scores.patch_scores.ravel(), LooseSearch().nearest(PATCHES)[0])
+        assert scores.image_score == scores.patch_scores.max() > TRUTH.min(axis=1).max() * 1.02
         assert scores.verified_patches == 0
 
-    def test_exactness_image_certifies_the_image_score(self) -> None:
-        loose = LooseSearch(self.rows, self.factors)
-        scores = PatchCoreScorer(self.rows, loose, exactness="image").score(self.patches)
-        assert scores.image_score == pytest.approx(self.truth().max(), rel=1e-6)
-        assert 0 < scores.verified_patches <= 50
-        assert scores.search_ms > 0 and scores.verify_ms > 0
+    def test_image_certifies_the_image_score_alone(self) -> None:
+        certified = scorer(LooseSearch(), exactness="image").score(PATCHES, pixel_threshold=0.0)
+        assert certified.image_score == pytest.approx(TRUTH.min(axis=1).max(), rel=1e-6)
+        assert 0 < certified.verified_patches < 50
+        # The map still has the search's mistakes.
+        assert (certified.patch_scores.ravel() > TRUTH.min(axis=1) * 1.1).any()
 
-    def test_reweighting_uses_the_certified_patch_and_entry(self) -> None:
-        distances = np.linalg.norm(self.rows[:, None] - self.rows[None], axis=2)
-        neighbours = np.argsort(distances, axis=1)[:, :4].astype(np.int32)
-        exact = PatchCoreScorer(self.rows, ExactSearch(self.rows, threads=1), neighbours=neighbours)
-        loose = PatchCoreScorer(self.rows, LooseSearch(self.rows, self.factors), neighbours=neighbours)
-        expected, got = exact.score(self.patches), loose.score(self.patches)
-        assert got.image_score == pytest.approx(expected.image_score, rel=1e-6)
-        worst = int(self.truth().argmax())
-        nearest = np.linalg.norm(self.rows - self.patches[worst], axis=1).argmin()
-        by_hand = reweighted_score(self.patches[worst], self.truth()[worst], self.rows[neighbours[nearest]])
-        assert got.image_score == pytest.approx(by_hand, rel=1e-5)
+    def test_mask_certifies_what_is_above_the_pixel_threshold(self) -> None:
+        full = GEOMETRY.draw(TRUTH.min(axis=1).astype(np.float32))
+        for threshold in np.quantile(full, [0.5, 0.9, 0.99]).tolist():
+            loose = scorer(LooseSearch()).score(PATCHES, pixel_threshold=threshold)
+            mask = full > threshold
+            np.testing.assert_array_equal(loose.anomaly_map > threshold, mask)
+            np.testing.assert_allclose(loose.anomaly_map[mask], full[mask], rtol=1e-5)
+            trusting = scorer(LooseSearch(), exactness="image").score(PATCHES, pixel_threshold=threshold)
+            # Otherwise this test would say nothing.
+            assert ((trusting.anomaly_map > threshold) != mask).any()
+            assert loose.verified_patches > trusting.verified_patches
 
-    def test_effective_exactness_of_an_exact_search_is_full(self) -> None:
-        assert (
-            PatchCoreScorer(self.rows, ExactSearch(self.rows, threads=1), exactness="none").exactness
-            == "full"
+    def test_a_map_below_the_threshold_costs_no_more_than_the_image_score(self) -> None:
+        image, mask = (
+            scorer(LooseSearch(), exactness=level).score(PATCHES, pixel_threshold=HIGH)
+            for level in ("image", "mask")
         )
+        assert image.verified_patches == mask.verified_patches
 
-    def test_full_is_refused_for_an_approximate_search(self) -> None:
-        with pytest.raises(ValueError, match="'full' needs an exact search"):
-            PatchCoreScorer(self.rows, LooseSearch(self.rows, self.factors), exactness="full")
+    @pytest.mark.parametrize("exactness", ["image", "mask"])
+    def test_every_verified_patch_is_counted_once(self, exactness: str) -> None:
+        verifier = CountingVerifier(ExactVerifier(ExactSearch(ROWS, threads=1)))
+        search = RandomSearch(ROWS)
+        scores = scorer(search, exactness=exactness, verifier=verifier).score(PATCHES, pixel_threshold=0.0)
+        assert verifier.asked == scores.verified_patches <= 50
 
-    def test_unknown_exactness(self) -> None:
-        with pytest.raises(ValueError, match=r"exactness must be one of .*, got 'most'"):
-            PatchCoreScorer(self.rows, ExactSearch(self.rows, threads=1), exactness="most")
+    def test_of_an_exact_search_it_is_full_whatever_was_asked(self) -> None:
+        for exactness in ("none", "image", "mask", "full"):
+            verifier = CountingVerifier(ExactVerifier(ExactSearch(ROWS, threads=1)))
+            made = scorer(exactness=exactness, verifier=verifier)
+            assert made.exactness == "full"
+            made.score(PATCHES, pixel_threshold=0.0)
+            assert verifier.asked == 0
+
+    @pytest.mark.parametrize(
+        "options, words",
+        [
+            ({"exactness": "full"}, "'full' needs an exact search"),
+            ({"exactness": "image", "verifier": None}, "'image' needs a verifier or an exact search"),
+            ({"exactness": "mask", "verifier": None}, "'mask' needs a verifier or an exact search"),
+            ({"exactness": "most"}, r"exactness must be one of .*, got 'most'"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, options: dict[str, Any], words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            scorer(LooseSearch(), **options)
 
 
-class TestReweightedScore:
+class TestPeaks:
+    @pytest.mark.parametrize("exactness", ["image", "mask"])
+    def test_they_are_those_of_the_exact_map_whatever_the_threshold(self, exactness: str) -> None:
+        image_score, map_max = scorer(LooseSearch(), exactness=exactness).peaks(PATCHES)
+        assert image_score == pytest.approx(TRUTH.min(axis=1).max(), rel=1e-6)
+        full = GEOMETRY.draw(TRUTH.min(axis=1).astype(np.float32))
+        assert map_max == pytest.approx(float(full.max()), rel=1e-6)
+        assert scorer().peaks(PATCHES) == pytest.approx((image_score, map_max), rel=1e-6)
+
+    def test_without_a_certificate_there_are_none(self) -> None:
+        with pytest.raises(ValueError, match=r"exactness 'none' .*cannot give exact peaks"):
+            scorer(LooseSearch(), exactness="none").peaks(PATCHES)
+
+
+class TestBatch:
+    @pytest.mark.parametrize("exactness", ["none", "image", "mask"])
+    def test_each_image_scores_as_it_does_alone(self, exactness: str) -> None:
+        class Deterministic(LooseSearch):
+            def nearest(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                parts = [super(Deterministic, self).nearest(q) for q in queries.reshape(-1, 50, 8)]
+                return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))  # type: ignore[return-value]
+
+        images = np.stack([normal(50, 8, seed) * 2 for seed in range(5)])
+        threshold = float(np.quantile(GEOMETRY.draw(TRUTH.min(axis=1).astype(np.float32)), 0.9))
+        made = scorer(Deterministic(), exactness=exactness)
+        together = made.score_batch(images, pixel_threshold=threshold)
+        for image, scores in zip(images, together, strict=True):
+            alone = made.score(image, pixel_threshold=threshold)
+            assert scores.image_score == alone.image_score
+            np.testing.assert_array_equal(scores.anomaly_map, alone.anomaly_map)
+            np.testing.assert_array_equal(scores.patch_scores, alone.patch_scores)
+            assert scores.verified_patches == alone.verified_patches
+
+    def test_a_result_does_not_keep_the_batch_in_memory(self) -> None:
+        images = np.stack([normal(50, 8, seed) for seed in range(5)])
+        for scores in scorer(LooseSearch()).score_batch(images, pixel_threshold=0.0):
+            base = scores.patch_scores if scores.patch_scores.base is None else scores.patch_scores.base
+            assert base.size == 50
+
+
+class TestReweighted:
+    neighbours = neighbour_lists(ROWS, 4)
+
+    def test_it_uses_the_certified_patch_and_entry(self) -> None:
+        expected = scorer(neighbours=self.neighbours).score(PATCHES, pixel_threshold=HIGH)
+        worst = int(TRUTH.min(axis=1).argmax())
+        nearest = int(TRUTH[worst].argmin())
+        by_hand = reweighted_score(PATCHES[worst], TRUTH[worst, nearest], ROWS[self.neighbours[nearest]])
+        assert expected.image_score == pytest.approx(by_hand, rel=1e-5)
+        for exactness in ("image", "mask"):
+            loose = scorer(LooseSearch(), neighbours=self.neighbours, exactness=exactness)
+            got = loose.score(PATCHES, pixel_threshold=HIGH)
+            assert got.image_score == pytest.approx(by_hand, rel=1e-5)
+            assert loose.peaks(PATCHES)[0] == got.image_score
+        trusting = scorer(LooseSearch(), neighbours=self.neighbours, exactness="none")
+        assert trusting.score(PATCHES, pixel_threshold=HIGH).image_score != pytest.approx(by_hand, rel=1e-3)
+
+    def test_a_patch_that_only_seems_to_tie_with_the_largest_is_not_taken(self) -> None:
+        rows = np.array([[0], [1], [10], [20], [21], [100]], np.float32)
+        # The first seems to be 5 from row 10 and is 4 from row 1; then one that is 5 from row 10, and seven
+        # that are nearer. All of these seem farther, so they are verified first.
+        patches = np.array([[5], [15], *[[20]] * 7], np.float32)
+        said = np.array([2, 5, *[5] * 7])
+
+        class Search:
+            name, exact = "said", False
+
+            def nearest(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                return euclidean(queries, rows[said]), said.copy()
+
+        neighbours = neighbour_lists(rows, 2)
+        geometry = MapGeometry((3, 3), (9, 9), 0.0)
+        exact = ExactSearch(rows, threads=1)
+        certified, full = (
+            PatchCoreScorer(rows, search, geometry, verifier=ExactVerifier(exact), neighbours=neighbours)
+            for search in (Search(), exact)
+        )
+        expected = full.score(patches, pixel_threshold=HIGH).image_score
+        assert certified.score(patches, pixel_threshold=HIGH).image_score == pytest.approx(expected)
+        assert certified.peaks(patches)[0] == pytest.approx(expected)
+
     @staticmethod
     def equation_7(patch: np.ndarray, distance: float, support: np.ndarray) -> float:
         to_support = [math.dist(patch.tolist(), row.tolist()) for row in support]
@@ -184,84 +226,3 @@ class TestReweightedScore:
 
     def test_distance_zero_scores_zero(self) -> None:
         assert reweighted_score(np.zeros(2, np.float32), 0.0, np.zeros((3, 2), np.float32)) == 0
-
-
-def bilinear(values: np.ndarray, output_hw: tuple[int, int]) -> np.ndarray:
-    """Upsampling with pixel centres at (i + 0.5) and the border repeated, in float64."""
-    result = values.astype(np.float64)
-    for axis, size in enumerate(output_hw):
-        count = result.shape[axis]
-        place = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
-        low = np.floor(place).astype(int)
-        high = np.minimum(low + 1, count - 1)
-        share = (place - low).reshape((-1, 1) if axis == 0 else (1, -1))
-        result = result.take(low, axis) * (1 - share) + result.take(high, axis) * share
-    return result
-
-
-class TestAnomalyMap:
-    @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.6, 4.0, 8.0])
-    @pytest.mark.parametrize(
-        "grid_hw, output_hw", [((28, 28), (224, 224)), ((5, 9), (40, 96)), ((1, 1), (16, 20))]
-    )
-    def test_equals_scipy(self, grid_hw: tuple[int, int], output_hw: tuple[int, int], sigma: float) -> None:
-        patch_scores = np.random.default_rng(0).uniform(0, 10, grid_hw).astype(np.float32)
-        expected = ndimage.gaussian_filter(
-            bilinear(patch_scores, output_hw), sigma, truncate=4, mode="reflect"
-        )
-        got = anomaly_map(patch_scores, output_hw, sigma)
-        assert got.dtype == np.float32 and got.shape == output_hw
-        assert np.abs(got - expected).max() < 1e-4
-
-    def test_smoothing_wider_than_the_map(self) -> None:
-        patch_scores = np.random.default_rng(1).uniform(0, 10, (3, 3)).astype(np.float32)
-        expected = ndimage.gaussian_filter(bilinear(patch_scores, (12, 12)), 10, truncate=4, mode="reflect")
-        assert np.abs(anomaly_map(patch_scores, (12, 12), 10) - expected).max() < 1e-4
-
-    def test_sigma_zero_is_the_upsampling_alone(self) -> None:
-        patch_scores = np.random.default_rng(0).uniform(0, 10, (7, 5)).astype(np.float32)
-        assert np.abs(anomaly_map(patch_scores, (70, 45), 0) - bilinear(patch_scores, (70, 45))).max() < 1e-5
-
-    def test_grid_as_large_as_the_map_is_unchanged_without_smoothing(self) -> None:
-        patch_scores = np.random.default_rng(0).uniform(0, 10, (8, 9)).astype(np.float32)
-        np.testing.assert_array_equal(anomaly_map(patch_scores, (8, 9), 0), patch_scores)
-
-    def test_constant_stays_constant(self) -> None:
-        got = anomaly_map(np.full((6, 4), 3.25, np.float32), (48, 64), 4.0)
-        np.testing.assert_allclose(got, 3.25, rtol=1e-6)
-
-
-class TestComponents:
-    def test_boxes_areas_and_order(self) -> None:
-        values = np.zeros((20, 30), np.float32)
-        values[2:5, 3:10] = 1.0
-        values[10:12, 20:21] = 5.0
-        values[15, 4] = 3.0
-        found = components(values, values > 0)
-        boxes = [(c.x, c.y, c.width, c.height, c.area_px, c.max_score) for c in found]
-        assert boxes == [(20, 10, 1, 2, 2, 5.0), (4, 15, 1, 1, 1, 3.0), (3, 2, 7, 3, 21, 1.0)]
-
-    def test_diagonal_neighbours_are_one_component(self) -> None:
-        mask = np.eye(5, dtype=bool)
-        (found,) = components(mask.astype(np.float32), mask)
-        assert (found.width, found.height, found.area_px) == (5, 5, 5)
-
-    def test_maximum_is_of_the_part_not_of_its_box(self) -> None:
-        # An L around a hotter single pixel that it does not touch.
-        values = np.zeros((7, 7), np.float32)
-        values[0, :] = values[:, 0] = 1.0
-        values[4, 4] = 9.0
-        found = components(values, values > 0)
-        assert [(c.max_score, c.area_px) for c in found] == [(9.0, 1), (1.0, 13)]
-
-    def test_equal_maxima_are_ordered_from_the_top_left(self) -> None:
-        values = np.zeros((9, 9), np.float32)
-        values[6, 1] = values[1, 6] = values[1, 2] = 2.0
-        assert [(c.y, c.x) for c in components(values, values > 0)] == [(1, 2), (1, 6), (6, 1)]
-
-    def test_empty_mask(self) -> None:
-        assert components(np.ones((4, 4), np.float32), np.zeros((4, 4), bool)) == []
-
-    def test_full_mask(self) -> None:
-        (found,) = components(np.ones((4, 6), np.float32), np.ones((4, 6), bool))
-        assert (found.x, found.y, found.width, found.height, found.area_px) == (0, 0, 6, 4, 24)

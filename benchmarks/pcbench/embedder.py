@@ -1,0 +1,165 @@
+"""`pcbench embedder`: milliseconds of the embedder alone, by precision and provider, and what they cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcbench.machine import machine_facts, versions
+from pcbench.results import save_result
+from pcbench.timing import WARM_UP_NOTE, in_turns, summary
+from pcrun.bundle import Bundle
+from pcrun.embedder import Embedder
+from pcrun.errors import BackendError, PcError, SourceError
+from pcrun.image_io import read_image
+from pcrun.preprocess import preprocess
+from pcrun.session import open_embedder
+from pcrun.sources import expand_images
+from pcrun.threads import available_cores
+from pcrun.types import UInt8Array
+
+_MIN_IMAGES = 6
+REFERENCE = "fp32"
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One bundle's embedder on one provider."""
+
+    bundle: Bundle
+    embedder: Embedder
+
+    @property
+    def label(self) -> str:
+        """What the row is called: bundles of one precision differ in name."""
+        return f"{self.bundle.manifest.name}: {self.embedder.precision} {self.embedder.provider}"
+
+    def facts(self) -> dict[str, Any]:
+        """What it is, and the accuracy that its build measured."""
+        spec, accuracy = self.bundle.manifest.embedding, self.bundle.manifest.accuracy
+        return {
+            "bundle": self.bundle.manifest.name,
+            "digest": self.bundle.digest,
+            "backbone": spec.backbone,
+            "dim": spec.dim,
+            "precision": self.embedder.precision,
+            "provider": self.embedder.provider,
+            "built_on": spec.provider,
+            "image_auroc": None if accuracy is None else accuracy.image_auroc,
+        }
+
+
+def measure_embedders(
+    bundles: Sequence[Path],
+    images: Sequence[str],
+    *,
+    providers: Sequence[str],
+    threads: int,
+    max_images: int,
+    output: Path,
+    name: str,
+) -> dict[str, Any]:
+    """Run the embedder of every bundle on every provider, in turns, and save every sample.
+
+    Args:
+        bundles: of several precisions; the first must be the fp32 one that the others are compared with.
+        images: files, folders or globs.
+        providers: as in `pcrun`; the first one runs the reference.
+        threads: 0 is one per available core.
+        max_images: how many images to use, evenly spread.
+        output: result file.
+        name: title in reports.
+
+    Raises:
+        PcError: the bundles cannot be compared, or a provider does not work here.
+    """
+    opened = [Bundle.load(path) for path in bundles]
+    _require_comparable(opened)
+    candidates, left_out = _candidates(opened, providers, threads)
+    prepared = _prepared(opened[0], images, max_images)
+    jobs = {item.label: item.embedder.embed for item in candidates}
+    if len(jobs) < len(candidates):
+        raise PcError("Two bundles share name and precision. Expected names that tell them apart in a table.")
+    samples = in_turns(jobs, prepared)
+    rows = [{**item.facts(), **summary(samples[item.label])} for item in candidates]
+    for row in rows:
+        row["of_fp32"] = round(row["median_ms"] / rows[0]["median_ms"], 4)
+        if row["image_auroc"] is not None and rows[0]["image_auroc"] is not None:
+            row["auroc_difference"] = round(row["image_auroc"] - rows[0]["image_auroc"], 4)
+    result = {
+        "name": name,
+        "machine": machine_facts(),
+        "versions": versions(),
+        "threads": threads or available_cores(),
+        "images": len(prepared),
+        "warm_up": WARM_UP_NOTE,
+        "rows": rows,
+        "left_out": left_out,
+        "samples_ms": {label: [round(ms, 4) for ms in taken] for label, taken in samples.items()},
+    }
+    save_result(output, "embedder", result)
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rows as people read them."""
+    columns = f"{'bundle':<24} {'precision':<9} {'provider':<9} {'median ms':>9} {'p90 ms':>8} {'of fp32':>8}"
+    lines = [f"{columns}  image AUROC"]
+    for row in result["rows"]:
+        auroc = "-" if row["image_auroc"] is None else f"{row['image_auroc']:.4f}"
+        if "auroc_difference" in row:
+            auroc += f" ({row['auroc_difference']:+.4f})"
+        lines.append(
+            f"{row['bundle']:<24} {row['precision']:<9} {row['provider']:<9} {row['median_ms']:>9.2f} "
+            f"{row['p90_ms']:>8.2f} {row['of_fp32']:>8.2f}  {auroc}"
+        )
+    return "\n".join([*lines, *(f"left out: {reason}" for reason in result["left_out"])])
+
+
+def _require_comparable(bundles: Sequence[Bundle]) -> None:
+    first = bundles[0].manifest
+    if first.embedding.precision != REFERENCE:
+        raise PcError(
+            f"The first bundle computes in {first.embedding.precision}. Expected an {REFERENCE} one: the "
+            "others are compared with it."
+        )
+    for bundle in bundles:
+        if bundle.manifest.preprocess != first.preprocess:
+            raise PcError(
+                f"{bundle.path} prepares images otherwise than {bundles[0].path}. Expected bundles that "
+                "differ in precision alone, so that their latencies can be compared."
+            )
+
+
+def _candidates(
+    bundles: Sequence[Bundle], providers: Sequence[str], threads: int
+) -> tuple[list[_Candidate], list[str]]:
+    """Every bundle on every provider; what a provider cannot compute is left out and named."""
+    found, left_out = [], []
+    for bundle in bundles:
+        for provider in providers:
+            try:
+                embedder = open_embedder(
+                    bundle.embedder, bundle.manifest.embedding, provider=provider, threads=threads
+                )
+            except BackendError as error:
+                if bundle is bundles[0]:
+                    raise
+                left_out.append(f"{bundle.manifest.name} on {provider}: {error}")
+            else:
+                found.append(_Candidate(bundle, embedder))
+    return found, left_out
+
+
+def _prepared(bundle: Bundle, images: Sequence[str], max_images: int) -> list[UInt8Array]:
+    files = [file for path in images for file in expand_images(path)]
+    if len(files) < _MIN_IMAGES:
+        raise SourceError(f"{len(files)} images are too few for a median. Expected at least {_MIN_IMAGES}.")
+    if len(files) > max_images:
+        files = [files[i] for i in np.linspace(0, len(files) - 1, max_images).astype(int)]
+    spec = bundle.manifest.preprocess
+    return [
+        preprocess(read_image(file, white_level_16bit=spec.white_level_16bit), spec)[None] for file in files
+    ]

@@ -1,0 +1,260 @@
+"""`pcbench search`: what certified search costs, alone and end to end, beside brute force."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcbench.machine import machine_facts, versions
+from pcbench.one_graph import open_one_graph
+from pcbench.results import save_result
+from pcbench.timing import WARM_UP_NOTE, in_turns, summary
+from pcrun.bundle import Bundle
+from pcrun.detector import NO_THRESHOLD, AnomalyDetector, choose_thresholds
+from pcrun.engines import open_scorer
+from pcrun.errors import PcError, SourceError
+from pcrun.image_io import read_image
+from pcrun.preprocess import preprocess
+from pcrun.profile import RunSettings
+from pcrun.scoring import PatchCoreScorer
+from pcrun.search import EXACT_SEARCH_NAMES
+from pcrun.search.exact import ExactSearch
+from pcrun.session import OnnxEmbedder
+from pcrun.settings import possible_searches
+from pcrun.sources import expand_images
+from pcrun.threads import available_cores
+from pcrun.types import FloatArray, UInt8Array
+
+_MIN_IMAGES = 6
+_STARTS = 5
+# Beyond this many entries exact search of every image takes minutes: a sample of the images has to do.
+_LARGE_BANK = 100_000
+_IMAGES_OF_LARGE_BANK = 10
+
+
+def measure_search(
+    bundles: Sequence[Path],
+    contents: dict[str, list[str]],
+    *,
+    max_images: int,
+    starts: bool,
+    output: Path,
+    name: str,
+) -> dict[str, Any]:
+    """Measure every bundle on every kind of content, and save all samples.
+
+    Args:
+        bundles: bundles that differ in the size of their memory banks.
+        contents: kind ("normal", "defective") to image files, folders, globs, or @FILE with one path a line.
+        max_images: images used of each kind, evenly spread.
+        starts: also measure the time from the start of a process to its first verdict.
+        output: result file.
+        name: title in reports.
+    """
+    files = {kind: _chosen(kind, paths, max_images) for kind, paths in contents.items()}
+    result: dict[str, Any] = {
+        "name": name,
+        "machine": machine_facts(),
+        "versions": versions(),
+        "warm_up": WARM_UP_NOTE,
+        "bundles": [_measure_bundle(Bundle.load(path), files, starts=starts) for path in bundles],
+    }
+    save_result(output, "search", result)
+    return result
+
+
+def _chosen(kind: str, paths: list[str], max_images: int) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        listed = Path(path[1:]).read_text(encoding="utf-8").splitlines() if path.startswith("@") else [path]
+        files += [file for entry in listed for file in expand_images(entry)]
+    if len(files) < _MIN_IMAGES:
+        raise SourceError(f"{len(files)} {kind} images are too few. Expected at least {_MIN_IMAGES}.")
+    if len(files) > max_images:
+        files = [files[i] for i in np.linspace(0, len(files) - 1, max_images).astype(int)]
+    return files
+
+
+def _measure_bundle(bundle: Bundle, files: dict[str, list[Path]], *, starts: bool) -> dict[str, Any]:
+    has_threshold = bundle.manifest.scoring.threshold is not None
+    limits = choose_thresholds(bundle.manifest, None, None) if has_threshold else (NO_THRESHOLD,) * 2
+    detector = AnomalyDetector.load(bundle, threshold=limits[0], pixel_threshold=limits[1])
+    settings = detector.settings
+    assert settings is not None  # loaded from a bundle
+    white_level = bundle.manifest.preprocess.white_level_16bit
+    facts: dict[str, Any] = {
+        "bank": bundle.manifest.memory_bank.count,
+        "dim": bundle.manifest.memory_bank.dim,
+        "search_dim": bundle.manifest.search.dim,
+        "digest": bundle.digest,
+        "settings": dataclasses.asdict(settings),
+        "device_profile": detector.profile is not None,
+        "contents": {},
+    }
+    for kind, paths in files.items():
+        images = [read_image(path, white_level_16bit=white_level) for path in paths]
+        facts["contents"][kind] = {
+            "search": _measure_engines(bundle, settings, images, limits[1]),
+            "end_to_end": _measure_end_to_end(bundle, detector, images, limits),
+        }
+    if starts:
+        facts["cold_start"] = _measure_starts(bundle, next(iter(files.values()))[0])
+    return facts
+
+
+def _measure_engines(
+    bundle: Bundle, settings: RunSettings, images: list[UInt8Array], pixel_threshold: float
+) -> dict[str, Any]:
+    """Search and verification on embeddings made before, beside exact search with BLAS on all cores."""
+    embedder = OnnxEmbedder(bundle.embedder, bundle.manifest.embedding, provider=settings.provider)
+    spec = bundle.manifest.preprocess
+    embeddings = [embedder.embed(preprocess(image, spec)[None])[0] for image in images]
+    if len(bundle.memory_bank) > _LARGE_BANK:
+        embeddings = embeddings[:_IMAGES_OF_LARGE_BANK]
+    exact = ExactSearch(bundle.memory_bank, threads=available_cores())
+    scorers = {
+        f"{label} {level}": open_scorer(bundle, chosen, exactness=level)
+        for label, chosen in _engines(bundle, settings).items()
+        for level in ("image", "mask")
+    }
+    verified: dict[str, list[int]] = {label: [] for label in scorers}
+
+    def scoring(label: str, scorer: PatchCoreScorer) -> Callable[[FloatArray], None]:
+        def score(embedding: FloatArray) -> None:
+            scores = scorer.score(embedding, pixel_threshold=pixel_threshold)
+            verified[label].append(scores.verified_patches)
+
+        return score
+
+    jobs: dict[str, Callable[[Any], Any]] = {"exact BLAS": exact.nearest}
+    jobs |= {label: scoring(label, scorer) for label, scorer in scorers.items()}
+    samples = in_turns(jobs, embeddings)
+    _require_equal_scores(exact, scorers, embeddings, pixel_threshold)
+    rows = {label: summary(taken) for label, taken in samples.items()}
+    for label, row in rows.items():
+        row["of_exact"] = round(row["median_ms"] / rows["exact BLAS"]["median_ms"], 4)
+        if label in verified:
+            row["verified_patches"] = float(np.median(verified[label]))
+    return rows
+
+
+def _engines(bundle: Bundle, settings: RunSettings) -> dict[str, RunSettings]:
+    """The approximate engines, and the chosen setting under its own name."""
+    engines = {}
+    for search in possible_searches(bundle):
+        if search not in EXACT_SEARCH_NAMES:
+            ef = bundle.manifest.search.ef if search == "hnsw" else None
+            engines[search] = dataclasses.replace(settings, search=search, ef=ef)
+    return {**engines, "chosen": settings} if settings not in engines.values() else engines
+
+
+def _require_equal_scores(
+    exact: ExactSearch,
+    scorers: dict[str, PatchCoreScorer],
+    embeddings: list[FloatArray],
+    pixel_threshold: float,
+) -> None:
+    """A fast wrong score is worth nothing: every engine must give brute force's."""
+    for embedding in embeddings:
+        distances, _ = exact.nearest(embedding)
+        for label, scorer in scorers.items():
+            scores = scorer.score(embedding, pixel_threshold=pixel_threshold)
+            if abs(float(scores.patch_scores.max()) - float(distances.max())) > 1e-5 * float(distances.max()):
+                raise PcError(f"{label} gives another image score than exact search. Report this.")
+
+
+def _measure_end_to_end(
+    bundle: Bundle, detector: AnomalyDetector, images: list[UInt8Array], limits: tuple[float, float]
+) -> dict[str, Any]:
+    """Decoded image to verdict, map and regions, beside the bare embedder on prepared images."""
+    spec = bundle.manifest.preprocess
+    bare = OnnxEmbedder(bundle.embedder, bundle.manifest.embedding, provider=detector.provider)
+    full = AnomalyDetector.load(
+        bundle, threshold=limits[0], pixel_threshold=limits[1], exactness="full", profile=False
+    )
+    jobs: dict[str, Callable[[Any], Any]] = {
+        "bare embedder": lambda pair: bare.embed(pair[1]),
+        "certified": lambda pair: detector(pair[0]),
+    }
+    if len(bundle.memory_bank) <= _LARGE_BANK:
+        jobs["exact"] = lambda pair: full(pair[0])
+        one_graph = open_one_graph(bundle, threads=available_cores())
+        if one_graph is not None:
+            jobs["one graph"] = lambda pair: one_graph(pair[1])
+    samples = in_turns(jobs, [(image, preprocess(image, spec)[None]) for image in images])
+    stages = [dataclasses.asdict(detector(image).timings) for image in images]
+    rows: dict[str, Any] = {label: summary(taken) for label, taken in samples.items()}
+    for row in rows.values():
+        row["of_bare_embedder"] = round(row["median_ms"] / rows["bare embedder"]["median_ms"], 3)
+    rows["certified"]["stages_ms"] = {
+        stage: round(float(np.median([s[stage] for s in stages])), 3) for stage in stages[0]
+    }
+    rows["samples_ms"] = {label: [round(t, 3) for t in taken] for label, taken in samples.items()}
+    return rows
+
+
+def _measure_starts(bundle: Bundle, image: Path) -> dict[str, Any]:
+    """From the start of a process to the verdict on its only image, and its resident memory."""
+    command = [sys.executable, "-m", "pcrun.cli", "--bundle", str(bundle.path), "--images", str(image)]
+    if bundle.manifest.scoring.threshold is None:
+        command += ["--threshold", "1e30", "--pixel-threshold", "1e30"]
+    samples = []
+    for _ in range(_STARTS + 1):
+        started = time.perf_counter()
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        samples.append((time.perf_counter() - started) * 1e3)
+        if process.returncode != 0:
+            raise PcError(f"pcrun failed: {process.stderr.strip()}")
+    # The first start read the files from disk.
+    return {**summary(samples[1:]), "first_ms": round(samples[0], 1), "peak_rss_mb": _peak_memory_mb(command)}
+
+
+def _peak_memory_mb(command: list[str]) -> float | None:
+    """Largest resident memory of one run in MB (10^6 bytes), measured by a process of its own."""
+    code = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, "
+        "stderr=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False
+    )
+    if process.returncode != 0:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(int(process.stdout) * unit / 1e6, 1)
+
+
+def table(result: dict[str, Any]) -> str:
+    """All rows for a terminal."""
+    lines = []
+    for bundle in result["bundles"]:
+        chosen = bundle["settings"]["search"]
+        lines.append(f"bank {bundle['bank']:,} x {bundle['dim']}, chosen search: {chosen}")
+        for kind, content in bundle["contents"].items():
+            lines += _rows(kind, content)
+        if "cold_start" in bundle:
+            start = bundle["cold_start"]
+            lines.append(f"  cold start {start['median_ms']:.0f} ms, {start['peak_rss_mb']} MB resident")
+    return "\n".join(lines)
+
+
+def _rows(kind: str, content: dict[str, Any]) -> list[str]:
+    lines = []
+    for label, row in content["search"].items():
+        verified = f", {row['verified_patches']:.0f} patches verified" if "verified_patches" in row else ""
+        lines.append(
+            f"  {kind:<10} search {label:<18} {row['median_ms']:8.2f} ms  "
+            f"{row['of_exact']:6.3f} of exact{verified}"
+        )
+    for label, row in content["end_to_end"].items():
+        if label != "samples_ms":
+            lines.append(
+                f"  {kind:<10} end to end {label:<14} {row['median_ms']:8.2f} ms  "
+                f"{row['of_bare_embedder']:6.3f} of the bare embedder"
+            )
+    return lines

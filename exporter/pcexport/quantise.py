@@ -1,0 +1,165 @@
+"""Static 8-bit quantisation of the backbone, calibrated on normal images.
+
+In QDQ form: each quantised operator stands between DequantizeLinear and QuantizeLinear nodes, which providers
+fuse into integer kernels, and which stay valid ONNX where they do not. Weights are int8 with one scale per
+channel, activations uint8. Aggregation and output stay float32.
+"""
+
+import contextlib
+import itertools
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from pcexport.errors import BuildError
+from pcexport.graph import INPUT_NAME, consumers, finished, in_backbone
+from pcrun.session import import_onnxruntime
+from pcrun.types import UInt8Array
+
+_PRODUCTS = ("Gemm", "MatMul")
+_WEIGHTED = ("Conv", *_PRODUCTS)
+# Operators that keep their neighbours' integers, or merge into them.
+_PASSING = ("Relu", "Clip", "MaxPool")
+
+
+def quantise(model: bytes, images: Iterable[UInt8Array], *, batch: int | None) -> bytes:
+    """Quantise the backbone's operators.
+
+    Args:
+        model: float32 graph with marked backbone (`pcexport.graph`).
+        images: (height, width, 3) uint8 RGB each, prepared; the ranges of all activations come from them.
+        batch: images per call of the graph; None for any number.
+
+    Returns:
+        A checked graph with the same input and output; equal arguments give equal bytes.
+
+    Raises:
+        BuildError: onnxruntime cannot quantise it, or there is nothing to quantise.
+    """
+    graph = onnx.load_from_string(model).graph
+    nodes = quantised_nodes(graph)
+    if not nodes:
+        raise BuildError(
+            "The backbone has no operator that can be quantised. Expected convolutions or matrix products "
+            "that the exporter marked as the backbone's; use --precision fp32, or a newer torch."
+        )
+    import_onnxruntime()
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    with tempfile.TemporaryDirectory(prefix="pcexport-") as folder, _quiet():
+        output = Path(folder) / "quantised.onnx"
+        try:
+            quantize_static(
+                onnx.load_from_string(model),
+                output,
+                CalibrationImages(images, batch or 1),
+                quant_format=QuantFormat.QDQ,
+                calibrate_method=CalibrationMethod.MinMax,
+                per_channel=True,
+                # 7-bit weights: processors without VNNI add two products in 16 bits, which would saturate.
+                reduce_range=True,
+                weight_type=QuantType.QInt8,
+                activation_type=QuantType.QUInt8,
+                op_types_to_quantize=[*_WEIGHTED, *_PASSING, "Add"],
+                nodes_to_quantize=nodes,
+                extra_options={"MatMulConstBOnly": True},
+            )
+            quantised = onnx.load(output)
+        except Exception as error:  # onnxruntime raises ValueError, RuntimeError and others
+            raise BuildError(
+                f"onnxruntime cannot quantise the backbone ({type(error).__name__}: {error}). "
+                "Expected a graph of convolutions; use --precision fp32 or another backbone."
+            ) from error
+    _keep_feature_maps(quantised.graph, nodes)
+    return finished(quantised)
+
+
+def _keep_feature_maps(graph: onnx.GraphProto, quantised: list[str]) -> None:
+    """Let the aggregation read float32 feature maps where the next layer's 8 bits were put in their place."""
+    producer = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if in_backbone(node) or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        for number, name in enumerate(node.input):
+            original = _before_rounding(name, producer)
+            if original in producer and producer[original].name not in quantised:
+                node.input[number] = original
+
+
+def _before_rounding(name: str, producer: dict[str, onnx.NodeProto]) -> str:
+    """The tensor that QuantizeLinear and DequantizeLinear round to `name`; `name` itself without them."""
+    for op_type in ("DequantizeLinear", "QuantizeLinear"):
+        node = producer.get(name)
+        if node is None or node.op_type != op_type:
+            return name
+        name = node.input[0]
+    return name
+
+
+def quantised_nodes(graph: onnx.GraphProto) -> list[str]:
+    """Names of the backbone's nodes that become integer operators.
+
+    Convolutions and matrix products with stored weights, sums of convolutions (the shortcut connections), and
+    what follows these without leaving the integers. Sums that end in a feature map stay float32, so that the
+    memory bank is not made of 8-bit values; so do the sums of transformers, whose few huge components 8 bits
+    cannot hold.
+    """
+    producer = {name: node for node in graph.node for name in node.output}
+    stored = {tensor.name for tensor in graph.initializer}
+    feature_sums = {id(node) for node in _feature_map_producers(graph, producer)}
+    chosen: list[str] = []
+    integers: set[str] = set()  # tensors that a chosen node computes
+    for node in filter(in_backbone, graph.node):
+        if node.op_type in _WEIGHTED:
+            fits = node.input[1] in stored
+        elif node.op_type == "Add":
+            fits = id(node) not in feature_sums and integers.issuperset(node.input)
+        else:
+            fits = node.op_type in _PASSING and node.input[0] in integers
+        if fits:
+            chosen.append(node.name)
+            integers.update(node.output if node.op_type not in _PRODUCTS else ())
+    return chosen
+
+
+def _feature_map_producers(
+    graph: onnx.GraphProto, producer: dict[str, onnx.NodeProto]
+) -> Iterator[onnx.NodeProto]:
+    """What computes the feature maps: the backbone's last operators, activations passed over."""
+    for name, readers in consumers(graph).items():
+        node = producer.get(name)
+        if node is None or not in_backbone(node) or all(in_backbone(reader) for reader in readers):
+            continue
+        while node.op_type in _PASSING and node.input[0] in producer:
+            node = producer[node.input[0]]
+        yield node
+
+
+class CalibrationImages:
+    """Calibration images, as onnxruntime asks for them: one feed after another, then None."""
+
+    def __init__(self, images: Iterable[UInt8Array], batch: int) -> None:
+        self._images = iter(images)
+        self._batch = batch
+
+    def get_next(self) -> dict[str, UInt8Array] | None:
+        """The next feed; the last image fills up a batch."""
+        feed = list(itertools.islice(self._images, self._batch))
+        if not feed:
+            return None
+        return {INPUT_NAME: np.stack([*feed, *[feed[-1]] * (self._batch - len(feed))])}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep onnxruntime's advice off the terminal; failures arrive as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Measures every figure of the README again, on Magnetic Tile Defects: builds bundles with memory banks of three sizes,
+# runs all of pcbench and writes benchmarks/results/*.json and the README's tables. Takes about 25 minutes on 2 cores; keep
+# the machine quiet. Needs the project installed with its extras export, cpu, openvino.
+#
+#   scripts/figures.sh DATA WEIGHTS      DATA: folder with split.json, WEIGHTS: ResNet-18 for ImageNet (.pth)
+set -euo pipefail
+data=$(realpath "${1:?the data folder, with split.json}")
+weights=$(realpath "${2:?a ResNet-18 weights file}")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+results=benchmarks/results
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# The test images of the split, normal and defective.
+python - "$data" "$work" <<'PYTHON'
+import json, pathlib, sys
+
+data, work = map(pathlib.Path, sys.argv[1:])
+normal = [data / "MT_Free" / "Imgs" / name for name in json.loads((data / "split.json").read_text())["test_good"]]
+defective = sorted(p for p in data.glob("MT_*/Imgs/*.jpg") if p.parts[-3] != "MT_Free")
+for name, files in (("normal", normal), ("defective", defective)):
+    (work / f"{name}.txt").write_text("".join(f"{file}\n" for file in files))
+PYTHON
+
+for rate in 0.01 0.05; do
+  percent=$(python -c "print(f'{float($rate):.0%}'[:-1])")
+  pcbench build "$data" --name "false-alarm rate $percent%" -o "$results/build-mtd-rate-${percent}pct.json" -- \
+    --weights "$weights" --false-alarm-rate "$rate"
+done
+
+pcexport build "$data" -o "$work/bank-1pct.pcbundle" --weights "$weights" --no-evaluate
+pcexport build "$data" -o "$work/bank-10pct.pcbundle" --weights "$weights" --no-evaluate --coreset-ratio 0.1
+# Every patch of every image: a coreset of all would be the same rows.
+pcexport build "$data" -o "$work/bank-100pct.pcbundle" --weights "$weights" --no-evaluate --calibration none \
+  --coreset random --coreset-ratio 1
+pcbench search --bundle "$work/bank-1pct.pcbundle" --bundle "$work/bank-10pct.pcbundle" \
+  --bundle "$work/bank-100pct.pcbundle" --normal "@$work/normal.txt" --defective "@$work/defective.txt" \
+  --name "Magnetic Tile Defects, test images" -o "$results/search-mtd.json"
+
+for precision in int8 bf16; do
+  flags=()
+  if [[ $precision == bf16 ]]; then flags=(--provider openvino); fi
+  pcexport build "$data" -o "$work/$precision.pcbundle" --weights "$weights" --precision "$precision" --allow-flips \
+    "${flags[@]}"
+done
+pcexport build "$data" -o "$work/fp32.pcbundle" --weights "$weights"
+pcbench embedder --bundle "$work/fp32.pcbundle" --bundle "$work/int8.pcbundle" --bundle "$work/bf16.pcbundle" \
+  --provider cpu --provider openvino --name "Magnetic Tile Defects" -o "$results/embedder-mtd.json" "$data/MT_Free/Imgs"
+
+# All patches of all images, projected as a build does it.
+python - "$work" <<'PYTHON'
+import pathlib, sys
+
+import numpy as np
+
+from pcexport.projection import fit_projection
+from pcexport.store import ArrayRows
+
+work = pathlib.Path(sys.argv[1])
+rows = np.load(work / "bank-100pct.pcbundle" / "memory_bank.npy")
+np.save(work / "projected.npy", rows @ fit_projection("pca", ArrayRows(rows), 128, seed=0))
+PYTHON
+pcbench coreset --embeddings "$work/projected.npy" --name "Magnetic Tile Defects" -o "$results/coreset-mtd.json"
+
+pcbench readme

@@ -1,0 +1,75 @@
+"""Committed bundles of every schema load forever, and their generator can be trusted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pcrun import Bundle
+from pcrun.manifest import MANIFEST_NAME, SEARCH_BASIS_NAME
+from pcrun.search import SEARCH_NAMES
+from pcrun.selftest import run_selftest
+from tests.contract.damage import FULL, files_of
+from tests.contract.detectors import load
+
+for needed in ("hnswlib", "onnx", "onnxruntime"):
+    pytest.importorskip(needed, reason=f"{needed} is not installed: the tiny bundle is made with it")
+from tests.data.make_tiny_bundle import SCHEMA1_FIXTURE, SCHEMA2_FIXTURE, make_tiny_bundle  # noqa: E402
+
+SCHEMA1_DIGEST = "92d953236e77f969afe8cf46901bbb841eca9e46f7c06c1d0378004c16f70cbe"
+
+
+@pytest.mark.parametrize("fixture", [SCHEMA1_FIXTURE, SCHEMA2_FIXTURE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("search", ["auto", *SEARCH_NAMES])
+def test_fixtures_load_forever_and_run_with_every_engine(fixture: Path, search: str) -> None:
+    bundle = Bundle.load(fixture)
+    assert bundle.manifest.scoring.image_score == "reweighted"
+    report = run_selftest(load(bundle, search=search))
+    assert [check.sample.label for check in report.checks] == ["normal", "defective"]
+    assert [check.is_anomalous for check in report.checks] == [False, True]
+    assert report.passed, report
+
+
+def test_the_schema_1_fixture_is_what_it_was() -> None:
+    """Every byte: the manifest holds the hashes of all other files."""
+    bundle = Bundle.load(SCHEMA1_FIXTURE)
+    assert bundle.digest == SCHEMA1_DIGEST
+    assert bundle.manifest.schema_version == 1
+    assert set(files_of(SCHEMA1_FIXTURE)) == {*bundle.manifest.files, MANIFEST_NAME, "manifest.sha256"}
+    assert bundle.search_basis is None and bundle.manifest.search.dim is None
+
+
+def test_the_schema_1_fixture_has_no_key_of_a_later_schema() -> None:
+    raw = json.loads((SCHEMA1_FIXTURE / MANIFEST_NAME).read_bytes())
+    assert raw["schema_version"] == 1
+    assert not {"dim"} & raw["search"].keys()
+    assert not {"projected_from", "provider"} & raw["embedding"].keys()
+    assert "precision" not in raw and "mean_distance_error" not in raw["search"]["measured"][0]
+
+
+def test_the_schema_2_fixture_searches_in_fewer_dimensions() -> None:
+    bundle = Bundle.load(SCHEMA2_FIXTURE)
+    assert bundle.manifest.schema_version == 2
+    assert bundle.search_basis is not None and bundle.search_basis.shape == (8, 3)
+    assert SEARCH_BASIS_NAME in bundle.manifest.files
+    # What the rows lose by it is not nothing.
+    seen = (bundle.memory_bank - bundle.memory_bank.mean(axis=0)) @ bundle.search_basis
+    assert 0.5 < seen.var(axis=0).sum() / bundle.memory_bank.var(axis=0).sum() < 0.999
+
+
+def test_the_schema_2_fixture_is_what_the_generator_writes(tmp_path: Path) -> None:
+    """Its numbers, that is: the last digits are those of the machine that wrote it."""
+    made = make_tiny_bundle(tmp_path / "again", image_score="reweighted", search_dim=3)
+    fixture = Bundle.load(SCHEMA2_FIXTURE)
+    assert fixture.manifest.files.keys() == made.files.keys()
+    assert fixture.manifest.memory_bank == made.memory_bank and fixture.manifest.search == made.search
+    assert np.allclose(fixture.memory_bank, Bundle.load(tmp_path / "again").memory_bank, atol=1e-5)
+
+
+def test_the_generator_is_reproducible(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_tiny_bundle(tmp_path / name, **FULL)
+    assert Bundle.load(tmp_path / "a").digest == Bundle.load(tmp_path / "b").digest
