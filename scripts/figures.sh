@@ -30,7 +30,7 @@ for rate in 0.01 0.05; do
 done
 
 pcexport build "$data" -o "$work/bank-1pct.pcbundle" --weights "$weights" --no-evaluate
-pcexport build "$data" -o "$work/bank-10pct.pcbundle" --weights "$weights" --no-evaluate --coreset-ratio 0.1
+pcexport build "$data" -o "$work/bank-10pct.pcbundle" --weights "$weights" --no-evaluate --coreset-size 59660 --calibration holdout
 # Every patch of every image: a coreset of all would be the same rows.
 pcexport build "$data" -o "$work/bank-100pct.pcbundle" --weights "$weights" --no-evaluate --calibration none \
   --coreset random --coreset-ratio 1

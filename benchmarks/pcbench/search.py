@@ -83,7 +83,8 @@ def _chosen(kind: str, paths: list[str], max_images: int) -> list[Path]:
 def _measure_bundle(bundle: Bundle, files: dict[str, list[Path]], *, starts: bool) -> dict[str, Any]:
     has_threshold = bundle.manifest.scoring.threshold is not None
     limits = choose_thresholds(bundle.manifest, None, None) if has_threshold else (NO_THRESHOLD,) * 2
-    detector = AnomalyDetector.load(bundle, threshold=limits[0], pixel_threshold=limits[1])
+    # The processor and the build's own arithmetic, whatever a profile prefers: the other jobs run so too.
+    detector = AnomalyDetector.load(bundle, provider="cpu", threshold=limits[0], pixel_threshold=limits[1])
     settings = detector.settings
     assert settings is not None  # loaded from a bundle
     white_level = bundle.manifest.preprocess.white_level_16bit
@@ -175,7 +176,12 @@ def _measure_end_to_end(
     spec = bundle.manifest.preprocess
     bare = OnnxEmbedder(bundle.embedder, bundle.manifest.embedding, provider=detector.provider)
     full = AnomalyDetector.load(
-        bundle, threshold=limits[0], pixel_threshold=limits[1], exactness="full", profile=False
+        bundle,
+        provider="cpu",
+        threshold=limits[0],
+        pixel_threshold=limits[1],
+        exactness="full",
+        profile=False,
     )
     jobs: dict[str, Callable[[Any], Any]] = {
         "bare embedder": lambda pair: bare.embed(pair[1]),
