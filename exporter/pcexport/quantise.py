@@ -2,7 +2,7 @@
 
 In QDQ form: each quantised operator stands between DequantizeLinear and QuantizeLinear nodes, which providers
 fuse into integer kernels, and which stay valid ONNX where they do not. Weights are int8 with one scale per
-channel, activations uint8. Aggregation and output stay float32.
+channel, activations uint8. The first convolution, aggregation and output stay float32.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from pcexport.errors import BuildError
 from pcexport.graph import INPUT_NAME, consumers, finished, in_backbone
 from pcrun.session import import_onnxruntime
 from pcrun.types import UInt8Array
 
-_PRODUCTS = ("Gemm", "MatMul")
-_WEIGHTED = ("Conv", *_PRODUCTS)
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
 # Operators that keep their neighbours' integers, or merge into them.
 _PASSING = ("Relu", "Clip", "MaxPool")
 
@@ -40,8 +40,9 @@ def quantise(model: bytes, images: Iterable[UInt8Array], *, batch: int | None) -
     Raises:
         BuildError: onnxruntime cannot quantise it, or there is nothing to quantise.
     """
-    graph = onnx.load_from_string(model).graph
-    nodes = quantised_nodes(graph)
+    proto = onnx.load_from_string(model)
+    _rectify_last(proto.graph)
+    nodes = quantised_nodes(proto.graph)
     if not nodes:
         raise BuildError(
             "The backbone has no operator that can be quantised. Expected convolutions or matrix products "
@@ -54,7 +55,7 @@ def quantise(model: bytes, images: Iterable[UInt8Array], *, batch: int | None) -
         output = Path(folder) / "quantised.onnx"
         try:
             quantize_static(
-                onnx.load_from_string(model),
+                proto,
                 output,
                 CalibrationImages(images, batch or 1),
                 quant_format=QuantFormat.QDQ,
@@ -76,6 +77,33 @@ def quantise(model: bytes, images: Iterable[UInt8Array], *, batch: int | None) -
             ) from error
     _keep_feature_maps(quantised.graph, nodes)
     return finished(quantised)
+
+
+def _rectify_last(graph: onnx.GraphProto) -> None:
+    """Let the first convolution be followed by MaxPool, then Max with 0, in place of ReLU and MaxPool.
+
+    It is the same. But onnxruntime moves the rounding to 8 bits up through ReLU and MaxPool, to a kernel for
+    8-bit pooling that takes longer than the whole network; through Max it does not.
+    """
+    readers = consumers(graph)
+    for relu in [node for node in graph.node if node.op_type == "Relu"]:
+        conv = next((node for node in graph.node if relu.input[0] in node.output), None)
+        pools = readers.get(relu.output[0], [])
+        if conv is None or not _reads_image(conv, graph) or [n.op_type for n in pools] != ["MaxPool"]:
+            continue
+        pool, pooled, zero = pools[0], f"{relu.name}/pooled", f"{relu.name}/zero"
+        rectify = helper.make_node("Max", [pooled, zero], list(pool.output), relu.name)
+        pool.input[0], pool.output[0] = conv.output[0], pooled
+        # The two trade places, so that nodes stay in the order of computation.
+        relu.CopyFrom(pool)
+        pool.CopyFrom(rectify)
+        graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), zero))
+
+
+def _reads_image(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
+    """Whether it is a convolution of the backbone that reads no other node of it."""
+    inside = {name for other in graph.node if in_backbone(other) for name in other.output}
+    return node.op_type == "Conv" and in_backbone(node) and node.input[0] not in inside
 
 
 def _keep_feature_maps(graph: onnx.GraphProto, quantised: list[str]) -> None:
@@ -104,25 +132,30 @@ def quantised_nodes(graph: onnx.GraphProto) -> list[str]:
     """Names of the backbone's nodes that become integer operators.
 
     Convolutions and matrix products with stored weights, sums of convolutions (the shortcut connections), and
-    what follows these without leaving the integers. Sums that end in a feature map stay float32, so that the
-    memory bank is not made of 8-bit values; so do the sums of transformers, whose few huge components 8 bits
-    cannot hold.
+    what follows these without leaving the integers. The first convolution stays float32: of its error, the
+    patches feel most, and three channels gain nothing from integers. So do sums that end in a feature map, so
+    that the memory bank is not made of 8-bit values, and the sums of transformers, whose few huge components
+    8 bits cannot hold.
     """
     producer = {name: node for node in graph.node for name in node.output}
     stored = {tensor.name for tensor in graph.initializer}
     feature_sums = {id(node) for node in _feature_map_producers(graph, producer)}
     chosen: list[str] = []
     integers: set[str] = set()  # tensors that a chosen node computes
+    convolved: set[str] = set()  # tensors made of convolutions alone, chosen or not
     for node in filter(in_backbone, graph.node):
         if node.op_type in _WEIGHTED:
-            fits = node.input[1] in stored
+            fits = node.input[1] in stored and not _reads_image(node, graph)
         elif node.op_type == "Add":
-            fits = id(node) not in feature_sums and integers.issuperset(node.input)
+            fits = id(node) not in feature_sums and convolved.issuperset(node.input)
         else:
             fits = node.op_type in _PASSING and node.input[0] in integers
         if fits:
             chosen.append(node.name)
-            integers.update(node.output if node.op_type not in _PRODUCTS else ())
+            integers.update(node.output)
+        follows = node.op_type in (*_PASSING, "Add", "Max") and convolved.issuperset(set(node.input) - stored)
+        if node.op_type == "Conv" or follows:
+            convolved.update(node.output)
     return chosen
 
 

@@ -148,8 +148,11 @@ def test_int8_has_the_backbone_in_integers_and_the_rest_in_float32(
 ) -> None:
     nodes, types = nodes_of(int8), types_of(int8)
     producer = {name: node for group in nodes.values() for node in group for name in node.output}
-    assert len(nodes["Conv"]) == len(nodes_of(network.onnx)["Conv"])
-    for conv in nodes["Conv"]:
+    first, *others = nodes["Conv"]
+    assert len(others) == len(nodes_of(network.onnx)["Conv"]) - 1
+    # The first convolution reads the image, and keeps its float32 weights.
+    assert producer[first.input[0]].op_type == "Div" and types[first.input[1]] == TensorProto.FLOAT
+    for conv in others:
         assert all(producer[name].op_type == "DequantizeLinear" for name in conv.input)
         stored = producer[conv.input[1]].input
         assert types[stored[0]] == TensorProto.INT8
@@ -239,14 +242,18 @@ def node(op_type: str, inputs: str, output: str, *, inside: bool = True) -> onnx
     return helper.make_node(op_type, inputs.split(), [output], (BACKBONE if inside else "") + output)
 
 
-def test_sums_that_end_in_a_feature_map_or_hold_no_convolution_stay_float() -> None:
+def test_the_first_convolution_feature_maps_and_sums_without_convolutions_stay_float() -> None:
     graph = graph_of(
-        node("Conv", "x w", "c1"),
+        node("Conv", "x w", "stem"),
+        node("Relu", "stem", "rectified"),
+        node("MaxPool", "rectified", "pooled"),
+        node("Conv", "pooled w", "c1"),
         node("Relu", "c1", "r1"),
         node("Conv", "r1 w", "c2"),
         node("Add", "c2 r1", "shortcut"),
-        node("Conv", "shortcut w", "c3"),
-        node("Add", "c3 shortcut", "last"),
+        node("Add", "shortcut pooled", "from_the_stem"),
+        node("Conv", "from_the_stem w", "c3"),
+        node("Add", "c3 from_the_stem", "last"),
         node("Relu", "last", "feature"),
         node("MatMul", "x w", "product"),
         node("Add", "product x", "residual"),
@@ -255,7 +262,7 @@ def test_sums_that_end_in_a_feature_map_or_hold_no_convolution_stay_float() -> N
         weights=("w",),
     )
     names = [name.removeprefix(BACKBONE) for name in quantised_nodes(graph)]
-    assert names == ["c1", "r1", "c2", "shortcut", "c3", "product"]
+    assert names == ["c1", "r1", "c2", "shortcut", "from_the_stem", "c3", "product"]
 
 
 def test_a_graph_without_marked_backbone_is_refused(network: TracedNetwork) -> None:
@@ -449,11 +456,11 @@ def test_two_int8_builds_are_equal_in_every_byte_but_not_in_their_latencies(
 
 @pytest.fixture
 def badly_calibrated(parts: Path, tmp_path: Path) -> tuple[Path, list[str]]:
-    """Data and flags with which the ranges come from a black image alone: everything else is cut off."""
+    """Data and flags with which the ranges come from one image of the mean colour: all others are cut off."""
     data = tmp_path / "parts"
     shutil.copytree(parts, data)
     first = min((data / "train" / "good").iterdir())
-    first.write_bytes(encode_png(np.zeros((128, 128, 3), np.uint8)))
+    first.write_bytes(encode_png(np.full((128, 128, 3), (104, 116, 124), np.uint8)))
     return data, ["--precision", "int8", "--quantisation-images", "1", "--false-alarm-rate", "0.5"]
 
 
