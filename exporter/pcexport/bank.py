@@ -30,6 +30,7 @@ from pcrun.manifest import (
     MemoryBankSpec,
     SearchSpec,
 )
+from pcrun.search import SearchBasis
 from pcrun.search.hnsw import HnswSearch
 from pcrun.types import FloatArray, Int32Array, Int64Array
 
@@ -90,11 +91,11 @@ class BankIndex:
     """How neighbours are looked for in a bank.
 
     Attributes:
-        basis: (dim, fewer) float32 directions of search; None for all dimensions.
+        basis: directions of search and verification; None for all dimensions.
         graph: HNSW over the rows times the basis; None for a bundle without index.
     """
 
-    basis: FloatArray | None
+    basis: SearchBasis | None
     graph: hnswlib.Index | None
 
 
@@ -105,11 +106,11 @@ def write_memory_bank(bank: MemoryBank, config: BuildConfig, folder: Path, step:
         write_npy(folder / NEIGHBOURS_NAME, neighbour_lists(bank.rows, config))
     basis = search_basis(bank.rows, parse_search_dim(config.search_dim))
     if basis is not None:
-        write_npy(folder / SEARCH_BASIS_NAME, basis)
+        write_npy(folder / SEARCH_BASIS_NAME, basis.columns)
     if bank.spec.index is None:
         return BankIndex(basis, None)
     graph = build_index(
-        bank.rows if basis is None else bank.rows @ basis,
+        bank.rows if basis is None else bank.rows @ basis.search,
         m=config.hnsw_m,
         ef_construction=config.hnsw_ef_construction,
         seed=config.seed,
@@ -136,17 +137,19 @@ def measure_bank_search(
 
     Those that are not in the bank, where there are any.
     """
-    dim = None if index.basis is None else index.basis.shape[1]
+    basis = index.basis
+    dim, basis_dim = (basis.search_dim, basis.columns.shape[1]) if basis else (None, None)
     if index.graph is None:
-        return SearchSpec(ef=config.ef or EF_CANDIDATES[-1], measured=(), images=0, dim=dim)
+        return SearchSpec(config.ef or EF_CANDIDATES[-1], (), images=0, dim=dim, basis_dim=basis_dim)
     sample = images[np.linspace(0, len(images) - 1, min(_MEASURED_IMAGES, len(images))).astype(np.int64)]
     efs = tuple(sorted({*EF_CANDIDATES, *([config.ef] if config.ef else [])}))
     arrays = [embedded.image(int(i)) for i in sample]
 
     def search(ef: int) -> HnswSearch:
-        return HnswSearch(index.graph, bank.rows, ef=ef, threads=threads, basis=index.basis)
+        return HnswSearch(
+            index.graph, bank.rows, ef=ef, threads=threads, basis=basis.search if basis else None
+        )
 
     measured = measure_search(search, bank.rows, arrays, efs=efs)
-    return SearchSpec(
-        ef=config.ef or choose_ef(measured), measured=tuple(measured), images=len(arrays), dim=dim
-    )
+    ef = config.ef or choose_ef(measured)
+    return SearchSpec(ef, tuple(measured), images=len(arrays), dim=dim, basis_dim=basis_dim)

@@ -23,6 +23,7 @@ from pcrun.embedder import Embedder
 from pcrun.engines import map_geometry, open_bank_scorer
 from pcrun.manifest import Manifest, PrecisionSpec, ThresholdSpec
 from pcrun.scoring import PatchCoreScorer
+from pcrun.search import SearchBasis
 from pcrun.threads import available_cores
 from pcrun.types import FloatArray, Int64Array
 
@@ -63,7 +64,7 @@ class Reference:
     embedded: EmbeddedImages
     bank: Int64Array
     manifest: Manifest
-    basis: FloatArray | None
+    basis: SearchBasis | None
     config: BuildConfig
 
     def scorer(self, rows: Int64Array) -> PatchCoreScorer:

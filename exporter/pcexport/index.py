@@ -9,19 +9,23 @@ import numpy as np
 from pcexport.projection import principal_components
 from pcexport.store import ArrayRows
 from pcrun.manifest import SearchMeasurement
+from pcrun.search import SearchBasis
 from pcrun.search.exact import ExactSearch
 from pcrun.search.hnsw import HnswSearch
 from pcrun.threads import available_cores
-from pcrun.types import FloatArray, Int32Array
+from pcrun.types import AnyArray, FloatArray, Int32Array
 
 EF_CANDIDATES = (2, 4, 8, 16, 32, 64)
 # The verdict is certified at any width: this is about the part of the map below the threshold, and about how
 # many patches need verification.
 MEAN_ERROR_WANTED = 0.02
-# Share of the variance that the dimensions of search keep: the fewest multiples of 32 (docs/architecture.md).
-_VARIANCE_KEPT = 0.8
+# Shares of the variance that the dimensions of search and of verification keep: the fewest multiples of 32
+# (docs/architecture.md).
+_SEARCHED_VARIANCE = 0.8
+_VERIFIED_VARIANCE = 0.92
 _DIM_STEP = 32
-_LARGEST_AUTO_DIM = 256
+_LARGEST_SEARCH_DIM = 256
+_LARGEST_BASIS_DIM = 512
 _BLOCK_ROWS = 1024
 
 
@@ -76,26 +80,36 @@ def nearest_neighbours(rows: FloatArray, b: int) -> Int32Array:
     return result
 
 
-def search_basis(rows: FloatArray, dim: int | None) -> FloatArray | None:
-    """Directions in which neighbours are looked for: the leading principal components of the memory bank.
+def search_basis(rows: FloatArray, dim: int | None) -> SearchBasis | None:
+    """Directions of search and verification: the leading principal components of the memory bank.
 
     Args:
         rows: (count, dim) float32.
-        dim: how many; 0 for a search in all dimensions, None for the fewest that keep most of the variance.
+        dim: how many for search; 0 for a search in all dimensions, None for the fewest that keep most of the
+            variance.
 
     Returns:
-        (dim, fewer) float32 with orthonormal columns; None where nothing would be saved.
+        The basis; None where nothing would be saved.
     """
     if dim == 0 or (dim is not None and dim >= rows.shape[1]):
         return None
     shares, components = principal_components(ArrayRows(rows))
+    kept = np.cumsum(shares)
     if dim is None:
-        kept = np.cumsum(shares)
-        candidates = range(_DIM_STEP, min(_LARGEST_AUTO_DIM, rows.shape[1] - 1) + 1, _DIM_STEP)
-        dim = next((d for d in candidates if kept[d - 1] >= _VARIANCE_KEPT), max(candidates, default=0))
+        dim = _fewest(kept, _SEARCHED_VARIANCE, _LARGEST_SEARCH_DIM)
         if dim == 0:
             return None
-    return np.ascontiguousarray(components[:, :dim], np.float32)
+    columns = max(dim, _fewest(kept, _VERIFIED_VARIANCE, _LARGEST_BASIS_DIM))
+    return SearchBasis(np.ascontiguousarray(components[:, :columns], np.float32), dim)
+
+
+def _fewest(kept: AnyArray, share: float, largest: int) -> int:
+    """The smallest multiple of 32 below all dimensions that keeps a share of the variance, else the largest.
+
+    0 where there is no such multiple.
+    """
+    candidates = range(_DIM_STEP, min(largest, len(kept) - 1) + 1, _DIM_STEP)
+    return next((dim for dim in candidates if kept[dim - 1] >= share), max(candidates, default=0))
 
 
 def measure_search(

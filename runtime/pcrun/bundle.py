@@ -38,6 +38,7 @@ from pcrun.manifest import (
 )
 from pcrun.onnx_file import TensorFacts, check_onnx
 from pcrun.records import RecordError, from_mapping
+from pcrun.search import SearchBasis
 from pcrun.types import AnyArray, FloatArray, Int32Array
 
 _DIFFERENT_BUILDS = "The files come from different builds; run `pcexport build` again."
@@ -97,8 +98,7 @@ class Bundle:
         memory_bank: (count, dim) float32, read-only.
         neighbours: (count, b) int32 ids of the nearest entries of each entry, itself first; None unless
             reweighted.
-        search_basis: (dim, search dim) float32 with orthonormal columns, see `SearchSpec`; None for search in
-            all dimensions.
+        search_basis: directions of search and verification, see `SearchSpec`; None for all dimensions.
     """
 
     path: Path
@@ -108,7 +108,7 @@ class Bundle:
     embedder: bytes
     memory_bank: FloatArray
     neighbours: Int32Array | None
-    search_basis: FloatArray | None = None
+    search_basis: SearchBasis | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> "Bundle":
@@ -126,7 +126,8 @@ class Bundle:
         rows = parse_memory_bank(contents[MEMORY_BANK_NAME], manifest)
         basis = None
         if manifest.search.dim is not None:
-            basis = parse_search_basis(contents[SEARCH_BASIS_NAME], manifest)
+            columns = parse_search_basis(contents[SEARCH_BASIS_NAME], manifest)
+            basis = SearchBasis(columns, manifest.search.dim)
         if manifest.memory_bank.index is not None:
             _check_index(contents[INDEX_NAME], rows, basis, manifest)
         neighbours = None
@@ -202,12 +203,12 @@ def parse_memory_bank(data: bytes, manifest: Manifest) -> FloatArray:
 
 
 def parse_search_basis(data: bytes, manifest: Manifest) -> FloatArray:
-    """The directions in which neighbours are looked for, checked: shape, type, orthonormal columns."""
-    dim = manifest.search.dim
-    assert dim is not None  # the caller asks only then
-    basis = _parse_npy(data, (manifest.memory_bank.dim, dim), np.float32, SEARCH_BASIS_NAME)
+    """Directions of search and verification, checked: shape, type, orthonormal columns."""
+    columns = manifest.search.basis_dim or manifest.search.dim
+    assert columns is not None  # the caller asks only then
+    basis = _parse_npy(data, (manifest.memory_bank.dim, columns), np.float32, SEARCH_BASIS_NAME)
     bounded = bool(np.abs(basis).max() <= 1 + _ORTHONORMAL_TOLERANCE)  # False for NaN too
-    if not bounded or not np.allclose(basis.T @ basis, np.eye(dim), atol=_ORTHONORMAL_TOLERANCE):
+    if not bounded or not np.allclose(basis.T @ basis, np.eye(columns), atol=_ORTHONORMAL_TOLERANCE):
         raise BundleError(
             f"{SEARCH_BASIS_NAME} does not hold orthonormal columns. Run `pcexport build` again."
         )
@@ -230,12 +231,12 @@ def parse_neighbours(data: bytes, manifest: Manifest) -> Int32Array:
     return ids
 
 
-def _check_index(data: bytes, rows: FloatArray, basis: FloatArray | None, manifest: Manifest) -> None:
+def _check_index(data: bytes, rows: FloatArray, basis: SearchBasis | None, manifest: Manifest) -> None:
     if basis is None:
         header = check_hnsw_file(memoryview(data), rows, name=INDEX_NAME)
     else:
         tolerance = max(float(np.abs(rows).max()) * _REDUCED_TOLERANCE, float(np.finfo(np.float32).tiny))
-        header = check_hnsw_file(memoryview(data), rows @ basis, name=INDEX_NAME, tolerance=tolerance)
+        header = check_hnsw_file(memoryview(data), rows @ basis.search, name=INDEX_NAME, tolerance=tolerance)
     spec = manifest.memory_bank.index
     assert spec is not None  # the caller asks only then
     if header.m != spec.m:

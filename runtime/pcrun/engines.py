@@ -8,11 +8,13 @@ from pcrun.heatmap import MapGeometry
 from pcrun.manifest import INDEX_NAME, Manifest
 from pcrun.profile import RunSettings
 from pcrun.scoring import PatchCoreScorer
-from pcrun.search import PatchSearch
+from pcrun.search import PatchSearch, SearchBasis
+from pcrun.search.eight_bit import quantised_problem
 from pcrun.search.exact import ExactSearch
 from pcrun.search.graph import GraphSearch
 from pcrun.search.hnsw import HnswSearch, load_hnsw_index
-from pcrun.search.quantised import QuantisedSearch, QuantisedVerifier, quantised_problem
+from pcrun.search.quantised import QuantisedSearch
+from pcrun.search.verifier import QuantisedVerifier
 from pcrun.types import FloatArray, Int32Array
 
 
@@ -41,7 +43,7 @@ def open_bank_scorer(
     geometry: MapGeometry,
     *,
     threads: int,
-    basis: FloatArray | None,
+    basis: SearchBasis | None,
     neighbours: Int32Array | None,
 ) -> PatchCoreScorer:
     """A scorer for a memory bank that is in no bundle, by the fastest certified means without an index.
@@ -50,7 +52,7 @@ def open_bank_scorer(
         rows: (count, dim) float32.
         geometry: of the anomaly map.
         threads: of search and verification.
-        basis: (dim, fewer) float32 with orthonormal columns, of any bank: only speed depends on it.
+        basis: of any bank, or None: only speed depends on it.
         neighbours: (count, b) int32 for Eq. 7, or None.
     """
     if quantised_problem(rows):
@@ -58,9 +60,9 @@ def open_bank_scorer(
         return PatchCoreScorer(rows, exact, geometry, exactness="full", neighbours=neighbours)
     return PatchCoreScorer(
         rows,
-        QuantisedSearch(rows, threads=threads, basis=basis),
+        QuantisedSearch(rows, threads=threads, basis=basis.search if basis else None),
         geometry,
-        verifier=QuantisedVerifier(rows, threads=threads),
+        verifier=QuantisedVerifier(rows, threads=threads, basis=basis.columns if basis else None),
         neighbours=neighbours,
     )
 
@@ -84,7 +86,8 @@ def _open_search(bundle: Bundle, settings: RunSettings) -> PatchSearch:
     problem = quantised_problem(rows)
     if problem:
         raise BackendError(f"Quantised search cannot be used: {problem}. Choose another --search.")
-    return QuantisedSearch(rows, threads=threads, basis=bundle.search_basis)
+    basis = bundle.search_basis.search if bundle.search_basis else None
+    return QuantisedSearch(rows, threads=threads, basis=basis)
 
 
 def _open_hnsw(bundle: Bundle, settings: RunSettings) -> HnswSearch:
@@ -93,7 +96,7 @@ def _open_hnsw(bundle: Bundle, settings: RunSettings) -> HnswSearch:
             f"{bundle.path} holds no HNSW index. Expected one for `--search hnsw`; choose another, or build "
             "with `--index hnsw`."
         )
-    basis = bundle.search_basis
+    basis = bundle.search_basis.search if bundle.search_basis else None
     count, dim = bundle.memory_bank.shape if basis is None else (len(bundle.memory_bank), basis.shape[1])
     # hnswlib loads by path: it gets a copy of the verified bytes, which nobody can change in between.
     with private_file(bundle.read(INDEX_NAME)) as path:
@@ -106,4 +109,5 @@ def _open_verifier(bundle: Bundle, settings: RunSettings) -> Verifier:
     if quantised_problem(bundle.memory_bank):
         # One thread: woken BLAS threads would disturb the embedder at the next frame.
         return ExactVerifier(ExactSearch(bundle.memory_bank, threads=1))
-    return QuantisedVerifier(bundle.memory_bank, threads=settings.search_threads)
+    basis = bundle.search_basis.columns if bundle.search_basis else None
+    return QuantisedVerifier(bundle.memory_bank, threads=settings.search_threads, basis=basis)

@@ -187,18 +187,24 @@ class SearchSpec:
     Attributes:
         ef: search width of the HNSW index where nothing better is known.
         measured: what each width gives, on `images` normal images.
-        dim: neighbours are looked for among the rows times search_basis.npy, which has this many orthonormal
-            columns; None for the rows themselves. Distances are always those of the full rows.
+        dim: neighbours are looked for among the rows times the first columns of search_basis.npy, this many;
+            None for the rows themselves. Distances are always those of the full rows.
+        basis_dim: columns of search_basis.npy, all of which verification uses; None: `dim`.
     """
 
     ef: int
     measured: tuple[SearchMeasurement, ...]
     images: int
     dim: int | None = None
+    basis_dim: int | None = None
 
     def __post_init__(self) -> None:
         _require(1 <= self.ef <= 65536, f"ef must be 1..65536, got {self.ef}")
         _require(self.dim is None or self.dim >= 1, f"dim must be at least 1 or null, got {self.dim}")
+        _require(
+            self.basis_dim is None or self.basis_dim >= (self.dim or self.basis_dim + 1),
+            f"basis_dim must be null or at least dim, which is {self.dim}, got {self.basis_dim}",
+        )
 
 
 @dataclass(frozen=True)
@@ -328,6 +334,11 @@ class Manifest:
         _require(
             dim is None or dim < self.memory_bank.dim,
             f"search.dim is {dim}, expected less than memory_bank.dim, {self.memory_bank.dim}",
+        )
+        columns = self.search.basis_dim
+        _require(
+            columns is None or columns <= self.memory_bank.dim,
+            f"search.basis_dim is {columns}, expected at most memory_bank.dim, {self.memory_bank.dim}",
         )
         for name in self.required_files():
             _require(name in self.files, f"files does not list {name}")

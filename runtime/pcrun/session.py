@@ -220,8 +220,8 @@ def open_graph(model: bytes, *, provider: str, threads: int, spinning: bool = Tr
         model: a graph that was checked, or made here.
         provider: a resolved name of `PROVIDERS`.
         threads: within an operator.
-        spinning: whether idle threads wait for work busily: quicker from one operator to the next, at the
-            cost of everything else on the same cores.
+        spinning: whether idle threads wait for work busily while the graph runs: quicker from one operator
+            to the next. They never do so between runs, where search needs the cores.
 
     Raises:
         BackendError: the provider does not work here, or cannot run the graph.
@@ -245,6 +245,8 @@ def _open(onnxruntime: Any, model: bytes, spec: ProviderSpec, threads: int, spin
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    # Left alone they would spin on for milliseconds after a run.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # Warnings about a provider that cannot start become the BackendError above.
     options.log_severity_level = 3
     providers: list[Any] = [_with_options(spec)]

@@ -6,8 +6,8 @@ import warnings
 from pcrun.bundle import Bundle
 from pcrun.profile import DeviceProfile, RunSettings, find_profile
 from pcrun.search import EXACT_SEARCH_NAMES, SEARCH_NAMES
+from pcrun.search.eight_bit import quantised_problem
 from pcrun.search.hnsw import hnswlib_problem
-from pcrun.search.quantised import quantised_problem
 from pcrun.session import resolve_precision, resolve_provider
 from pcrun.threads import available_cores
 

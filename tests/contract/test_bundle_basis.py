@@ -47,11 +47,26 @@ def write_index(bundle: Path, rows: np.ndarray, tmp_path: Path) -> None:
 
 def test_it_is_what_the_index_is_over(bundle: Path) -> None:
     loaded = Bundle.load(bundle)
-    basis = loaded.search_basis
-    assert basis is not None and basis.shape == (8, 3) and basis.dtype == np.float32
+    assert loaded.search_basis is not None
+    basis = loaded.search_basis.columns
+    assert basis.shape == (8, 3) and basis.dtype == np.float32
     assert not basis.flags.writeable
     np.testing.assert_allclose(basis.T @ basis, np.eye(3), atol=1e-6)
     assert loaded.manifest.search.dim == 3
+
+
+def test_verification_may_have_more_directions_than_search(made_bundle: BundleMaker) -> None:
+    path = made_bundle(search_dim=2, basis_dim=5)
+    loaded = Bundle.load(path)
+    assert loaded.search_basis is not None
+    assert loaded.search_basis.search.shape == (8, 2) and loaded.search_basis.columns.shape == (8, 5)
+    for seed in range(4):
+        image = with_defect(smooth_image(np.random.default_rng(seed)))
+        truth = AnomalyDetector.load(loaded, provider="cpu", threads=1, exactness="full")(image)
+        for search in ("quantised", "hnsw"):
+            scored = AnomalyDetector.load(loaded, provider="cpu", threads=1, search=search)(image)
+            assert scored.image_score == pytest.approx(truth.image_score, rel=1e-6)
+            assert truth.mask.any() and np.array_equal(scored.mask, truth.mask)
 
 
 def with_value(value: float) -> Change:
@@ -125,7 +140,7 @@ def test_an_index_over_the_full_rows_is_refused(bundle: Path, refusal: Refusal, 
 @pytest.mark.parametrize("row", [0, 57, 199])
 def test_one_vector_that_differs_is_refused(bundle: Path, refusal: Refusal, tmp_path: Path, row: int) -> None:
     loaded = Bundle.load(bundle)
-    reduced = loaded.memory_bank @ loaded.search_basis
+    reduced = loaded.memory_bank @ loaded.search_basis.search
     reduced[row, 2] += 0.01 * np.abs(loaded.memory_bank).max()
     write_index(bundle, reduced, tmp_path)
     assert f"another vector than the memory bank under label {row}" in refusal(bundle)
@@ -133,7 +148,7 @@ def test_one_vector_that_differs_is_refused(bundle: Path, refusal: Refusal, tmp_
 
 def test_nan_in_the_index_is_refused(bundle: Path, refusal: Refusal, tmp_path: Path) -> None:
     loaded = Bundle.load(bundle)
-    reduced = loaded.memory_bank @ loaded.search_basis
+    reduced = loaded.memory_bank @ loaded.search_basis.search
     reduced[3, 0] = math.nan
     write_index(bundle, reduced, tmp_path)
     assert "another vector than the memory bank under label 3" in refusal(bundle)
@@ -142,7 +157,7 @@ def test_nan_in_the_index_is_refused(bundle: Path, refusal: Refusal, tmp_path: P
 def test_another_rounding_of_the_same_product_is_accepted(bundle: Path, tmp_path: Path) -> None:
     loaded = Bundle.load(bundle)
     assert loaded.search_basis is not None
-    reduced = loaded.memory_bank.astype(np.float64) @ loaded.search_basis.astype(np.float64)
+    reduced = loaded.memory_bank.astype(np.float64) @ loaded.search_basis.search.astype(np.float64)
     write_index(bundle, np.nextafter(reduced.astype(np.float32), np.float32(np.inf)), tmp_path)
     assert Bundle.load(bundle).digest != loaded.digest
 

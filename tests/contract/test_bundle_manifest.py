@@ -73,6 +73,18 @@ MANIFEST_EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "search.dim is 8, expected less than memory_bank.dim, 8",
     ),
     "search in more dimensions": (put("search", "dim", value=9), "search.dim is 9, expected less than"),
+    "verification in fewer dimensions than search": (
+        put("search", "basis_dim", value=2),
+        "basis_dim must be null or at least dim, which is 3, got 2",
+    ),
+    "verification in more dimensions": (
+        put("search", "basis_dim", value=9),
+        "search.basis_dim is 9, expected at most memory_bank.dim, 8",
+    ),
+    "verification in others": (
+        put("search", "basis_dim", value=4),
+        "search_basis.npy holds float32 [8, 3], the manifest says float32 [8, 4]",
+    ),
     "search in none": (put("search", "dim", value=0), "dim must be at least 1 or null, got 0"),
     "search in others": (
         put("search", "dim", value=4),

@@ -45,7 +45,7 @@ def test_the_schema_1_fixture_is_what_it_was() -> None:
 def test_the_schema_1_fixture_has_no_key_of_a_later_schema() -> None:
     raw = json.loads((SCHEMA1_FIXTURE / MANIFEST_NAME).read_bytes())
     assert raw["schema_version"] == 1
-    assert not {"dim"} & raw["search"].keys()
+    assert not {"dim", "basis_dim"} & raw["search"].keys()
     assert not {"projected_from", "provider"} & raw["embedding"].keys()
     assert "precision" not in raw and "mean_distance_error" not in raw["search"]["measured"][0]
 
@@ -53,10 +53,10 @@ def test_the_schema_1_fixture_has_no_key_of_a_later_schema() -> None:
 def test_the_schema_2_fixture_searches_in_fewer_dimensions() -> None:
     bundle = Bundle.load(SCHEMA2_FIXTURE)
     assert bundle.manifest.schema_version == 2
-    assert bundle.search_basis is not None and bundle.search_basis.shape == (8, 3)
+    assert bundle.search_basis is not None and bundle.search_basis.search.shape == (8, 3)
     assert SEARCH_BASIS_NAME in bundle.manifest.files
     # What the rows lose by it is not nothing.
-    seen = (bundle.memory_bank - bundle.memory_bank.mean(axis=0)) @ bundle.search_basis
+    seen = (bundle.memory_bank - bundle.memory_bank.mean(axis=0)) @ bundle.search_basis.search
     assert 0.5 < seen.var(axis=0).sum() / bundle.memory_bank.var(axis=0).sum() < 0.999
 
 

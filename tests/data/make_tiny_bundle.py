@@ -81,6 +81,7 @@ def make_tiny_bundle(
     dim: int = DEFAULT_DIM,
     batch: int | None = 1,
     search_dim: int | None = None,
+    basis_dim: int | None = None,
 ) -> Manifest:
     """Write a bundle directory at `path` (which must not exist) and return its manifest.
 
@@ -93,6 +94,7 @@ def make_tiny_bundle(
         dim: length of a patch embedding.
         batch: images per call of the graph; None makes it dynamic.
         search_dim: adds search_basis.npy with so many columns, and the index is over the reduced rows.
+        basis_dim: columns of search_basis.npy; None is `search_dim`.
     """
     path.mkdir(parents=True)
     (path / "samples").mkdir()
@@ -102,14 +104,14 @@ def make_tiny_bundle(
     rng = np.random.default_rng(seed)
     rows = _memory_bank(embedder, rng)
     neighbours = nearest_rows(rows, REWEIGHTING_NEIGHBOURS) if image_score == "reweighted" else None
-    basis = None if search_dim is None else principal_directions(rows, search_dim)
+    basis = None if search_dim is None else principal_directions(rows, basis_dim or search_dim)
 
     (path / EMBEDDER_NAME).write_bytes(graph)
     (path / MEMORY_BANK_NAME).write_bytes(npy_bytes(rows))
     if basis is not None:
         (path / SEARCH_BASIS_NAME).write_bytes(npy_bytes(basis))
     if with_index:
-        seen = rows if basis is None else rows @ basis
+        seen = rows if basis is None else rows @ np.ascontiguousarray(basis[:, :search_dim])
         make_index(seen, seed=seed).save_index(str(path / INDEX_NAME))
     if neighbours is not None:
         (path / NEIGHBOURS_NAME).write_bytes(npy_bytes(neighbours))
@@ -123,7 +125,7 @@ def make_tiny_bundle(
         preprocess=PreprocessSpec(*IMAGE_HW, *IMAGE_HW),
         embedding=embedding,
         memory_bank=_bank_spec(dim, seed, with_index),
-        search=SearchSpec(EF, (SearchMeasurement(EF, 1.0, 0.0),), images=2, dim=search_dim),
+        search=SearchSpec(EF, (SearchMeasurement(EF, 1.0, 0.0),), 2, search_dim, basis_dim),
         scoring=ScoringSpec(image_score, 0 if neighbours is None else REWEIGHTING_NEIGHBOURS, MAP_SIGMA_PX),
     )
     scorer = PatchCoreScorer(

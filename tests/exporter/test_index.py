@@ -156,14 +156,25 @@ def spread_over(variances: list[float], count: int = 4000) -> np.ndarray:
 
 
 def test_search_dimensions_are_the_fewest_that_keep_most_of_the_variance() -> None:
-    assert search_basis(spread_over([1.0] * 30 + [1e-4] * 70), None).shape == (100, 32)
-    # 0.8 of 80 equal ones are 64.
-    assert search_basis(spread_over([1.0] * 78 + [1e-4] * 22), None).shape == (100, 64)
+    few = search_basis(spread_over([1.0] * 30 + [1e-4] * 70), None)
+    assert few.search_dim == 32 and few.columns.shape == (100, 32)
+    # 0.8 of 78 equal ones are 63, 0.92 are 72.
+    more = search_basis(spread_over([1.0] * 78 + [1e-4] * 22), None)
+    assert more.search_dim == 64 and more.columns.shape == (100, 96)
+
+
+def test_verification_has_the_directions_of_search_and_more() -> None:
+    rows = spread_over([1.0] * 78 + [1e-4] * 22)
+    basis = search_basis(rows, 5)
+    assert basis.search.shape == (100, 5) and basis.columns.shape == (100, 96)
+    np.testing.assert_array_equal(basis.columns[:, :5], basis.search)
+    # A wish for more dimensions of search than verification needs goes for both.
+    assert search_basis(rows, 99).columns.shape == (100, 99)
 
 
 def test_search_directions_are_orthonormal_and_keep_the_near_near() -> None:
     rows = spread_over([1.0] * 16 + [1e-3] * 84, 500)
-    basis = search_basis(rows, 16)
+    basis = search_basis(rows, 16).search
     np.testing.assert_allclose(basis.T @ basis, np.eye(16), atol=1e-5)
     queries = rows[:50] + np.float32(0.01)
     search = HnswSearch(built(rows @ basis), rows, ef=64, threads=1, basis=basis)
@@ -184,5 +195,6 @@ def test_small_and_constant_banks_have_a_basis_or_none(rows: np.ndarray) -> None
     if rows.shape[1] <= 32:
         assert basis is None
     else:
-        assert basis.shape[0] == 100 and np.isfinite(basis).all()
-        np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)
+        columns = basis.columns
+        assert columns.shape[0] == 100 and np.isfinite(columns).all()
+        np.testing.assert_allclose(columns.T @ columns, np.eye(columns.shape[1]), atol=1e-5)

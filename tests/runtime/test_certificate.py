@@ -17,10 +17,12 @@ from pcrun.certify import ExactVerifier, Verifier
 from pcrun.heatmap import MapGeometry
 from pcrun.scoring import ImageScores, PatchCoreScorer
 from pcrun.search import quantised
+from pcrun.search import verifier as verifier_module
 from pcrun.search.exact import ExactSearch
 from pcrun.search.graph import GraphSearch
 from pcrun.search.hnsw import HnswSearch
-from pcrun.search.quantised import QuantisedSearch, QuantisedVerifier
+from pcrun.search.quantised import QuantisedSearch
+from pcrun.search.verifier import QuantisedVerifier
 from tests.runtime.banks import (
     FLOAT32,
     Case,
@@ -63,6 +65,11 @@ def quantised_search(rows: np.ndarray, *, bits: int, threads: int = 1, dim: int 
     return QuantisedSearch(rows, threads=threads, basis=basis, bits=bits)
 
 
+def quantised_verifier(rows: np.ndarray, *, bits: int, threads: int = 1, dim: int = 0) -> QuantisedVerifier:
+    basis = orthonormal(rows.shape[1], dim) if 0 < dim < rows.shape[1] else None
+    return QuantisedVerifier(rows, threads=threads, basis=basis, bits=bits)
+
+
 ENGINES: dict[str, Callable[[np.ndarray], Any]] = {
     "quantised": lambda rows: quantised_search(rows, bits=8),
     "quantised, 7 bits, two threads": lambda rows: quantised_search(rows, bits=7, threads=2),
@@ -78,8 +85,10 @@ ENGINES: dict[str, Callable[[np.ndarray], Any]] = {
     "exact_graph": lambda rows: GraphSearch(rows, provider="cpu", threads=1),
 }
 VERIFIERS: dict[str, Callable[[np.ndarray], Verifier]] = {
-    "8 bits": lambda rows: QuantisedVerifier(rows, threads=1, bits=8),
-    "7 bits": lambda rows: QuantisedVerifier(rows, threads=2, bits=7),
+    "8 bits": lambda rows: quantised_verifier(rows, bits=8),
+    "7 bits, two threads": lambda rows: quantised_verifier(rows, bits=7, threads=2),
+    "8 bits, 2 dimensions": lambda rows: quantised_verifier(rows, bits=8, threads=2, dim=2),
+    "7 bits, 5 dimensions": lambda rows: quantised_verifier(rows, bits=7, dim=5),
     "exact": lambda rows: ExactVerifier(ExactSearch(rows, threads=1)),
 }
 
@@ -176,10 +185,10 @@ def test_image_score_and_mask_are_those_of_brute_force(
 ) -> None:
     image = Image.of(*drawn, products=products_decide(engine, verifier) or fall_back)
     threshold = image.threshold(place)
-    share = quantised._MAX_CANDIDATE_SHARE if fall_back else 1e9
+    share = verifier_module._MAX_CANDIDATE_SHARE if fall_back else 1e9
     with (
         mock.patch.object(quantised, "_BLOCK_ROWS", block),
-        mock.patch.object(quantised, "_MAX_CANDIDATE_SHARE", share),
+        mock.patch.multiple(verifier_module, _BLOCK_ROWS=block, _SHARE_ROWS=7, _MAX_CANDIDATE_SHARE=share),
     ):
         scores, (peak_score, peak_map) = score(drawn, engine, verifier, "mask", threshold)
     image.check_image_score(scores.image_score)
@@ -292,7 +301,7 @@ def test_all_engines_agree(drawn: tuple[Case, MapGeometry], place: float) -> Non
     threshold = image.threshold(place)
     least, most = image.bounds()
     sure = (least > threshold) | (most <= threshold)
-    with mock.patch.object(quantised, "_MAX_CANDIDATE_SHARE", 1e9):
+    with mock.patch.object(verifier_module, "_MAX_CANDIDATE_SHARE", 1e9):
         results = [
             score(drawn, engine, "8 bits", "mask", threshold)[0]
             for engine in sorted(set(ENGINES) - {"exact", "exact_graph"})

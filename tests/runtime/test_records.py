@@ -249,6 +249,11 @@ class TestManifest:
             ("search.dim", 0, r"manifest\.search: dim must be at least 1 or null, got 0"),
             ("search.dim", 384, r"manifest: search\.dim is 384, expected less than memory_bank\.dim, 384"),
             ("search.dim", 383, r"manifest: files does not list search_basis\.npy"),
+            (
+                "search.basis_dim",
+                3,
+                r"manifest\.search: basis_dim must be null or at least dim, which is None",
+            ),
             ("search.dim", 3.0, r"manifest\.search\.dim: expected a whole number, got 3\.0"),
             ("schema_version", 3, "schema version 3, this runtime reads up to 2.*Upgrade"),
             ("schema_version", True, "schema_version True, expected a whole number"),

@@ -10,27 +10,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcrun.errors import BackendError
-from pcrun.search import quantised
-from pcrun.search.exact import euclidean
-from pcrun.search.quantised import (
+from pcrun.search import eight_bit, quantised
+from pcrun.search import verifier as verifier_module
+from pcrun.search.eight_bit import (
     MAX_DIM,
+    Products,
     QuantisedRows,
-    QuantisedSearch,
-    QuantisedVerifier,
+    open_products,
     quantised_problem,
     query_bits,
 )
+from pcrun.search.exact import euclidean
+from pcrun.search.quantised import QuantisedSearch
+from pcrun.search.verifier import QuantisedVerifier
+from pcrun.search.views import Centred
 from tests.runtime.banks import Case, all_distances, cases, normal, orthonormal
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: it multiplies 8-bit numbers")
 
 
+def all_dimensions(rows: np.ndarray, bits: int, *, block_rows: int = 8192) -> QuantisedRows:
+    return QuantisedRows(rows, Centred(rows.mean(axis=0)), query_bits=bits, block_rows=block_rows)
+
+
 def products(rows: QuantisedRows, queries: np.ndarray) -> np.ndarray:
     """(queries, rows) of the products as onnxruntime gives them."""
-    sessions = [quantised._open_products(matrix, threads=1) for matrix in rows.matrices]
-    worker = quantised._Products(sessions, rows, len(queries))
+    sessions = open_products(rows)
+    worker = Products(sessions, rows, rows.query_buffer(len(queries)), blocks=range(len(sessions)))
     rows.encode(queries, worker.queries)
-    return np.concatenate([sums.copy() for sums in worker], axis=1)
+    return np.concatenate([sums.copy() for _, sums in worker], axis=1)
 
 
 def products_by_hand(rows: np.ndarray, queries: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,9 +71,8 @@ class TestProducts:
     def test_they_are_the_whole_numbers_that_the_proof_speaks_of(
         self, case: Case, bits: int, block: int
     ) -> None:
-        with mock.patch.object(quantised, "_BLOCK_ROWS", block):
-            rows = QuantisedRows(case.rows, basis=None, query_bits=bits)
-            got = products(rows, case.queries) + np.int64(rows.shift)
+        rows = all_dimensions(case.rows, bits, block_rows=block)
+        got = products(rows, case.queries) + np.int64(rows.shift)
         expected, _ = products_by_hand(case.rows, case.queries, bits)
         # Halves of whole numbers may be rounded either way.
         assert np.abs(got - expected).max() <= 1
@@ -75,10 +82,10 @@ class TestProducts:
     def test_the_largest_numbers_overflow_nothing(self, bits: int, dim: int) -> None:
         corner = np.random.default_rng(0).choice([-1, 1], dim)
         rows = np.stack([corner, -corner, np.ones(dim), -np.ones(dim), np.zeros(dim)]).astype(np.float32)
-        got = products(QuantisedRows(rows, basis=None, query_bits=bits), rows * 2)
+        got = products(all_dimensions(rows, bits), rows * 2)
         assert (got[:4].argmax(axis=1) == np.arange(4)).all()
         expected, cut = products_by_hand(rows, rows * 2, bits)
-        shift = QuantisedRows(rows, basis=None, query_bits=bits).shift
+        shift = all_dimensions(rows, bits).shift
         assert np.abs(got + np.int64(shift) - expected).max() <= 1
         assert cut.any() or dim > 1016  # longer rows have a coarser grid, with room for twice their numbers
 
@@ -86,7 +93,7 @@ class TestProducts:
         # Their offsets need several digits of 8 bits.
         rows = normal(300, 64)
         rows[0] *= 40
-        quantised_rows = QuantisedRows(rows, basis=None, query_bits=8)
+        quantised_rows = all_dimensions(rows, 8)
         assert quantised_rows._digits > 1
         got = products(quantised_rows, rows[1:50])
         expected, _ = products_by_hand(rows, rows[1:50], 8)
@@ -94,7 +101,7 @@ class TestProducts:
 
     def test_a_constant_bank_divides_nothing(self) -> None:
         rows = np.full((20, 4), 3.25, np.float32)
-        got = products(QuantisedRows(rows, basis=None, query_bits=8), rows[:2])
+        got = products(all_dimensions(rows, 8), rows[:2])
         assert (got == got[0, 0]).all()
 
 
@@ -110,11 +117,11 @@ class TestQueryBits:
             def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
                 return [np.full((16, 16), largest, np.int32)]
 
-        monkeypatch.setattr(quantised, "_open_products", lambda matrix, *, threads: Session())
+        monkeypatch.setattr(eight_bit, "_open_product", lambda matrix: Session())
         assert query_bits() == bits
 
     def test_seven_bits_cannot_saturate_any_pair(self) -> None:
-        rows = QuantisedRows(normal(50, 16), basis=None, query_bits=7)
+        rows = all_dimensions(normal(50, 16), 7)
         buffer = rows.query_buffer(30)
         rows.encode(normal(30, 16, seed=1) * 100, buffer)
         assert buffer.max() <= 127
@@ -211,7 +218,9 @@ class TestSeveralThreadsOfTheCaller:
         for image in self.images:
             distances, ids = search.nearest(image)
             known.append((image, distances, ids * 2))
-        with mock.patch.object(quantised, "nearer_of", side_effect=AssertionError("not meant to fall back")):
+        with mock.patch.object(
+            verifier_module, "nearer_of", side_effect=AssertionError("not meant to fall back")
+        ):
             expected = [verifier.nearest(*item)[0] for item in known]
             got = ask_at_once(lambda item: verifier.nearest(*item)[0], known)
         assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
@@ -230,5 +239,5 @@ class TestProblem:
         def refuse() -> None:
             raise BackendError("onnxruntime cannot be imported")
 
-        monkeypatch.setattr(quantised, "import_onnxruntime", refuse)
+        monkeypatch.setattr(eight_bit, "import_onnxruntime", refuse)
         assert quantised_problem(normal(3, 4)) == "onnxruntime cannot be imported"

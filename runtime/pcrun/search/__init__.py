@@ -5,7 +5,11 @@ miss the nearest entry, so a distance may be too large; it is never too small. `
 certificate of the verdict on that one-sidedness, whatever the engine.
 """
 
+import functools
+from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from pcrun.types import FloatArray, Int64Array
 
@@ -30,3 +34,21 @@ class PatchSearch(Protocol):
             (patches,) float32 Euclidean distances (>= those to the nearest entry; equal when `exact`),
             (patches,) int64 row ids.
         """
+
+
+@dataclass(frozen=True)
+class SearchBasis:
+    """Directions that tell memory-bank entries apart, the most telling first; only speed depends on them.
+
+    Attributes:
+        columns: (dim, any number) float32, orthonormal: verification excludes entries in these.
+        search_dim: neighbours are looked for in the first so many of them.
+    """
+
+    columns: FloatArray
+    search_dim: int
+
+    @functools.cached_property
+    def search(self) -> FloatArray:
+        """(dim, search_dim) float32, the directions of search."""
+        return np.ascontiguousarray(self.columns[:, : self.search_dim])

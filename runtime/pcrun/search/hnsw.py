@@ -1,5 +1,6 @@
 """Approximate search in an HNSW graph (Malkov and Yashunin, 2018) by hnswlib."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from pcrun.errors import BackendError
 from pcrun.search.exact import euclidean
-from pcrun.threads import blas_threads
+from pcrun.threads import SharedWork, blas_threads, even_parts
 from pcrun.types import FloatArray, Int64Array
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class HnswSearch:
             index: over `rows`, or over `rows @ basis`.
             rows: (count, dim) float32, the memory bank.
             ef: candidates kept per query; must be set after each load, it is not in the file.
-            threads: hnswlib starts them anew for each call.
+            threads: each takes a share of the patches.
             basis: (dim, index dim) float32 with orthonormal columns.
         """
         if ef < 1:
@@ -44,20 +45,29 @@ class HnswSearch:
         self._rows = rows
         self._basis = basis
         self._threads = threads
+        self._work = SharedWork(threads, "search")
         self.ef = ef
         index.set_ef(ef)
 
     def nearest(self, queries: FloatArray) -> tuple[FloatArray, Int64Array]:
         """See `PatchSearch.nearest`."""
-        if self._basis is None:
-            seen = queries
-        else:
-            with blas_threads(1):
-                seen = queries @ self._basis
-        ids, _ = self._index.knn_query(seen, k=1, num_threads=self._threads)
-        found = ids[:, 0].astype(np.int64)
+        ids = np.empty(len(queries), np.int64)
+        distances = np.empty(len(queries), np.float32)
+        jobs = [
+            partial(self._search, queries[part], distances[part], ids[part])
+            for part in even_parts(len(queries), min(self._threads, len(queries)))
+        ]
+        with blas_threads(1):
+            self._work.run(jobs)
+        return distances, ids
+
+    def _search(self, queries: FloatArray, distances: FloatArray, ids: Int64Array) -> None:
+        seen = queries if self._basis is None else queries @ self._basis
+        # hnswlib would start threads anew for each call.
+        found, _ = self._index.knn_query(seen, k=1, num_threads=1)
+        ids[:] = found[:, 0]
         # The index's own distances are squared, and those of the reduced rows where there is a basis.
-        return euclidean(queries, self._rows[found]), found
+        distances[:] = euclidean(queries, self._rows[ids])
 
 
 def hnswlib_problem() -> str | None:
