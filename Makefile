@@ -39,9 +39,10 @@ types: $(VENV)/.installed-dev  ## mypy: strict on pcrun
 	$(BIN)/mypy
 
 # The device's side: an environment with the runtime and onnxruntime alone must run a bundle.
-runtime: $(VENV)-runtime/.installed  ## Install .[cpu] without torch into .venv-runtime and replay a bundle with it
+runtime: $(VENV)-runtime/.installed  ## Install .[cpu] without torch into .venv-runtime and replay bundles with it
 	$(VENV)-runtime/bin/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is not None)"
 	$(VENV)-runtime/bin/pcrun selftest --bundle tests/data/tiny_schema1.pcbundle
+	$(VENV)-runtime/bin/pcrun selftest --bundle tests/data/tiny_schema2.pcbundle
 
 $(VENV)-runtime/.installed: $(INSTALL_INPUTS)
 	$(MAKE) --no-print-directory VENV=$(VENV)-runtime $(VENV)-runtime/bin/pip

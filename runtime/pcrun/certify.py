@@ -111,7 +111,8 @@ def certify_mask(
     Upsampling and smoothing have no negative weights, so the map of distances that are too large is nowhere
     too small: a pixel that is not above the threshold in it is not above it in the exact map. For the other
     pixels all patches with any weight in them are verified. Distances only fall by that, so afterwards no
-    pixel is above the threshold that was not before, and those that still are have only exact patches.
+    pixel is above the threshold that was not before (but for the rounding of the filters), and those that
+    still are have only exact patches.
 
     Args:
         patches: changed in place.

@@ -1,7 +1,6 @@
 """What the three command lines share: errors as one line, exit codes, options that take several values."""
 
 import contextlib
-import math
 import os
 import signal
 import sys
@@ -40,8 +39,11 @@ _OPENCV_ADVICE = (
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the trace of an error.")
 
 
+_LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+
+
 class FiniteFloat(_FloatParamType):
-    """A number that is neither infinite nor NaN."""
+    """A number that float32 can hold: neither infinite nor NaN."""
 
     name = "number"
 
@@ -50,7 +52,7 @@ class FiniteFloat(_FloatParamType):
             number = float(value)
         except ValueError:
             self.fail(f"{value!r} is not a number", param, ctx)
-        if not math.isfinite(number):
+        if not abs(number) <= _LARGEST_FLOAT32:  # NaN too
             self.fail(f"{value!r} is not a finite number", param, ctx)
         return number
 

@@ -269,13 +269,13 @@ def choose_thresholds(
     if pixel_threshold is None and threshold is not None and manifest.scoring.pixel_threshold and stored:
         # A stricter verdict should mark smaller areas too: both thresholds move by the same factor.
         factor = threshold / stored.value if stored.value > 0 else 1.0
-        return image, manifest.scoring.pixel_threshold.value * factor
+        return image, min(manifest.scoring.pixel_threshold.value * factor, NO_THRESHOLD)
     return image, _chosen("pixel-threshold", pixel_threshold, manifest.scoring.pixel_threshold)
 
 
 def _chosen(name: str, given: float | None, stored: ThresholdSpec | None) -> float:
     if given is not None:
-        if not math.isfinite(given):
+        if not abs(given) <= NO_THRESHOLD:  # NaN too
             raise ValueError(f"{name} must be a finite number, got {given}")
         return given
     if stored is None:

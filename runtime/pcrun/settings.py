@@ -69,7 +69,7 @@ def choose_settings(
     settings = dataclasses.replace(settings, precision=precision)
     if exactness == "full" and search == "auto" and settings.search not in EXACT_SEARCH_NAMES:
         search = "exact"
-    if search != "auto":
+    if search not in ("auto", settings.search):
         settings = dataclasses.replace(settings, search=search, ef=None)
     if threads:
         settings = dataclasses.replace(settings, threads=threads, search_threads=threads)

@@ -87,6 +87,9 @@ def tune(
         bench.measure(settings)
     for settings in _threads(bench.best().settings):
         bench.measure(settings)
+    # Embedder threads that sleep between operators, whether one or several search threads are best with that.
+    for trial in bench.ranked()[:2]:
+        bench.measure(dataclasses.replace(trial.settings, spinning=False))
     for settings in _embedders(bench.best().settings, provider):
         bench.measure(settings)
     best = bench.final(start)
@@ -112,14 +115,17 @@ def _engines(bundle: Bundle, start: RunSettings) -> Iterator[RunSettings]:
 
 
 def _threads(best: RunSettings) -> Iterator[RunSettings]:
-    """Other numbers of threads, and embedder threads that sleep between operators."""
-    for search_threads in {1, best.search_threads}:
-        for spinning in (True, False):
-            settings = dataclasses.replace(best, search_threads=search_threads, spinning=spinning)
+    """Other numbers of threads, in pairs: what the embedder leaves free is the search's."""
+    for threads in _fewer(best.threads)[:2]:
+        for search_threads in _fewer(best.search_threads):
+            settings = dataclasses.replace(best, threads=threads, search_threads=search_threads)
             if settings != best:
                 yield settings
-    if best.threads > 1:
-        yield dataclasses.replace(best, threads=best.threads // 2)
+
+
+def _fewer(threads: int) -> list[int]:
+    """A number of threads, the half and the quarter of it, and one."""
+    return sorted({threads, max(1, threads // 2), max(1, threads // 4), 1}, reverse=True)
 
 
 def _embedders(best: RunSettings, provider: str) -> Iterator[RunSettings]:
@@ -163,14 +169,18 @@ class _Bench:
 
     def best(self) -> Trial:
         """The fastest so far."""
-        return min(self.trials, key=lambda trial: trial.median_ms)
+        return self.ranked()[0]
+
+    def ranked(self) -> list[Trial]:
+        """All measured, the fastest first."""
+        return sorted(self.trials, key=lambda trial: trial.median_ms)
 
     def final(self, start: RunSettings) -> Trial:
         """The fastest of the best few, measured again in turns: a drift of the machine reaches all.
 
         The build's arithmetic stays unless another is faster by a tenth: it is the one that was calibrated.
         """
-        ranked = sorted(self.trials, key=lambda trial: trial.median_ms)
+        ranked = self.ranked()
         finalists = ranked[:_FINALISTS]
         finalists += [trial for trial in ranked if _same_arithmetic(trial, start)][:1]
         finalists = list(dict.fromkeys(finalists))

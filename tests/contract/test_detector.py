@@ -165,6 +165,14 @@ def test_a_given_threshold_moves_the_pixel_threshold_in_proportion(tiny_bundle: 
     assert (pixel_only.threshold, pixel_only.pixel_threshold) == (stored.threshold, 0.5)
 
 
+def test_the_largest_threshold_calls_nothing_anomalous(tiny_bundle: Path) -> None:
+    detector = load(tiny_bundle, threshold=3e38)
+    result = detector(random_images(1)[0])  # a warning of an overflow would be an error
+    assert not result.is_anomalous and not result.mask.any()
+    with pytest.raises(ValueError, match="pixel-threshold must be a finite number, got 1e"):
+        load(tiny_bundle, pixel_threshold=1e39)
+
+
 def test_a_threshold_decides_the_verdict_and_nothing_else(tiny_bundle: Path) -> None:
     image = random_images(1)[0]
     score = load(tiny_bundle)(image).image_score

@@ -125,6 +125,7 @@ class TestArguments:
         [
             (["--threshold", "nan"], "'nan' is not a finite number"),
             (["--threshold", "inf"], "'inf' is not a finite number"),
+            (["--threshold", "1e39"], "'1e39' is not a finite number"),
             (["--threshold", "high"], "'high' is not a number"),
             (["--pixel-threshold", "-inf"], "not a finite number"),
             (["--threads", "-1"], "--threads"),

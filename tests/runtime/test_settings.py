@@ -167,6 +167,7 @@ class TestProfile:
         "options, changes",
         [
             ({"search": "quantised"}, {"search": "quantised", "ef": None}),
+            ({"search": "hnsw"}, {}),
             ({"ef": 7}, {"ef": 7}),
             ({"threads": 2}, {"threads": 2, "search_threads": 2}),
             ({"exactness": "full"}, {"search": "exact", "ef": None}),

@@ -68,13 +68,13 @@ class TestChoice:
         assert not profile.settings.spinning
         assert (profile.median_ms, profile.p90_ms) == (2, 2)
 
-    @pytest.mark.parametrize("field, expected", [("threads", (2, 4)), ("search_threads", (4, 1))])
-    def test_fewer_threads_win_where_they_are_faster(
-        self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, field: str, expected: tuple[int, int]
+    @pytest.mark.parametrize("fastest", [(8, 8), (8, 4), (8, 1), (4, 8), (4, 2)])
+    def test_the_fastest_pair_of_threads_wins(
+        self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, fastest: tuple[int, int]
     ) -> None:
-        Clock(monkeypatch, lambda settings: getattr(settings, field))
-        settings = tune(bundle, CONTENT, provider="cpu", threads=4, images=6).settings
-        assert (settings.threads, settings.search_threads) == expected
+        Clock(monkeypatch, lambda s: 5 - 2 * ((s.threads, s.search_threads) == fastest))
+        settings = tune(bundle, CONTENT, provider="cpu", threads=8, images=6).settings
+        assert (settings.threads, settings.search_threads) == fastest
 
     def test_never_more_threads_than_allowed(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         Clock(monkeypatch, lambda s: 10 - s.threads)
