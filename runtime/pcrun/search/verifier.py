@@ -169,6 +169,13 @@ class _Nearest:
         self.distances[nearer] = distances[nearer]
         self.ids[nearer] = ids[nearer]
 
+    def measure_one_each(self, bank: FloatArray, patches: Int64Array, rows: Int64Array) -> None:
+        """Take over what is nearer, from pairs of a patch and a row in which no patch is twice."""
+        measured = euclidean(self.queries[patches], bank[rows])
+        nearer = np.flatnonzero(measured < self.distances[patches])
+        self.distances[patches[nearer]] = measured[nearer]
+        self.ids[patches[nearer]] = rows[nearer]
+
     def measure(self, bank: FloatArray, patches: Int64Array, rows: Int64Array) -> None:
         """Take over what is nearer, from any pairs of a patch and a row; of equally near rows the first."""
         for start in range(0, len(rows), _PAIRS_AT_ONCE):
@@ -212,7 +219,7 @@ class _Excluder:
             promising = np.flatnonzero(sums[everyone, top] >= lowest)
             if len(promising):
                 # The known entry of a patch may be far off: a nearer one leaves far fewer candidates.
-                found.measure(bank, promising, top[promising] + start)
+                found.measure_one_each(bank, promising, top[promising] + start)
                 lowest = bounds.lowest(found.distances)
             # Flat: numpy finds the few set ones among many several times faster than in two dimensions.
             pairs = np.flatnonzero(sums >= lowest[:, None])
