@@ -6,6 +6,7 @@ which means measured exactly; everything else is settled without.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from pcrun.types import BoolArray, FloatArray, Int64Array
 # Patches verified before the best exact distance is known; the next steps take all that are left above it.
 _FIRST_STEP = 8
 _NEXT_STEPS = 64
+# Patches looked at again by a more careful search, before those of the first step are verified.
+_REFINED_STEP = 16
 
 
 class Verifier(Protocol):
@@ -67,6 +70,13 @@ class PatchDistances:
         """What a search found; all of it verified where the search was exact."""
         return cls(embeddings, distances, ids, np.full(len(distances), exact))
 
+    def improve(self, patches: Int64Array, refine: "Refine") -> None:
+        """Take over nearer entries that a more careful search finds for these patches."""
+        started = time.perf_counter()
+        known = (self.distances[patches], self.ids[patches])
+        self.distances[patches], self.ids[patches] = nearer_of(known, refine(self.embeddings[patches]))
+        self.verify_ms += (time.perf_counter() - started) * 1e3
+
     def verify(self, patches: Int64Array, verifier: Verifier) -> None:
         """Make the distances of these patches exact."""
         started = time.perf_counter()
@@ -77,19 +87,27 @@ class PatchDistances:
         self.verify_ms += (time.perf_counter() - started) * 1e3
 
 
-def certify_maximum(patches: PatchDistances, verifier: Verifier, *, ties: bool = False) -> None:
+Refine = Callable[[FloatArray], tuple[FloatArray, Int64Array]]
+
+
+def certify_maximum(
+    patches: PatchDistances, verifier: Verifier, *, ties: bool = False, refine: Refine | None = None
+) -> None:
     """Make the largest distance exact, touching as few patches as possible.
 
     Patches are verified from the largest approximate distance down, until the best exact distance is at least
-    the next approximate one: nothing below can exceed it.
+    the next approximate one: nothing below can exceed it. The largest approximate distances are often those
+    that the search missed most, so a more careful search of them first saves verifying them.
 
     Args:
         patches: changed in place.
         verifier: over the same memory bank.
         ties: also verify what equals the largest distance, so that its ids are right too.
+        refine: a more careful search, distances and ids of the (patches, dim) embeddings.
     """
     exact = patches.distances[patches.verified]
     best = float(exact.max()) if len(exact) else -np.inf
+    careless = ~patches.verified if refine else np.zeros(len(patches.verified), bool)
     step = _FIRST_STEP
     while True:
         rivals = patches.distances >= best if ties else patches.distances > best
@@ -97,6 +115,12 @@ def certify_maximum(patches: PatchDistances, verifier: Verifier, *, ties: bool =
         if len(open_patches) == 0:
             return
         order = np.argsort(-patches.distances[open_patches], kind="stable")
+        chosen = open_patches[order[:_REFINED_STEP]]
+        if refine and careless[chosen[:step]].any():
+            chosen = chosen[careless[chosen]]
+            patches.improve(chosen, refine)
+            careless[chosen] = False
+            continue
         chosen = open_patches[order[:step]]
         patches.verify(chosen, verifier)
         best = max(best, float(patches.distances[chosen].max()))

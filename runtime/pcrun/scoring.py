@@ -11,7 +11,7 @@ import numpy as np
 
 from pcrun.certify import PatchDistances, Verifier, certify_mask, certify_maximum, certify_peak
 from pcrun.heatmap import MapGeometry
-from pcrun.search import PatchSearch
+from pcrun.search import PatchSearch, RefiningSearch
 from pcrun.types import FloatArray, Int32Array
 
 EXACTNESS_LEVELS = ("none", "image", "mask", "full")
@@ -74,6 +74,7 @@ class PatchCoreScorer:
         self._neighbours = neighbours
         self._geometry = geometry
         self._verifier = verifier if exactness in ("image", "mask") and not search.exact else None
+        self._refine = search.refine if isinstance(search, RefiningSearch) else None
         self.search = search
         self.exactness = "full" if search.exact else exactness
 
@@ -111,14 +112,13 @@ class PatchCoreScorer:
             return self._image_score(patches), float(self._geometry.draw(distances).max())
         if self._verifier is None:
             raise ValueError(f"exactness {self.exactness!r} without a verifier cannot give exact peaks")
-        certify_maximum(patches, self._verifier, ties=self._neighbours is not None)
+        self._certify_maximum(patches, self._verifier)
         return self._image_score(patches), certify_peak(patches, self._verifier, self._geometry)
 
     def _finish(self, patches: PatchDistances, pixel_threshold: float, search_ms: float) -> ImageScores:
         started = time.perf_counter()
         if self._verifier is not None:
-            # Eq. 7 looks at the patch with the largest distance, so ties with it are verified as well.
-            certify_maximum(patches, self._verifier, ties=self._neighbours is not None)
+            self._certify_maximum(patches, self._verifier)
         image_score = self._image_score(patches)
         if self._verifier is not None and self.exactness == "mask":
             heat = certify_mask(patches, self._verifier, self._geometry, pixel_threshold)
@@ -134,6 +134,10 @@ class PatchCoreScorer:
             patches.verify_ms,
             total_ms - patches.verify_ms,
         )
+
+    def _certify_maximum(self, patches: PatchDistances, verifier: Verifier) -> None:
+        # Eq. 7 looks at the patch with the largest distance, so ties with it are verified as well.
+        certify_maximum(patches, verifier, ties=self._neighbours is not None, refine=self._refine)
 
     def _image_score(self, patches: PatchDistances) -> float:
         worst = int(patches.distances.argmax())

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcrun import certify
-from pcrun.certify import PatchDistances, certify_mask, certify_maximum, certify_peak
+from pcrun.certify import ExactVerifier, PatchDistances, certify_mask, certify_maximum, certify_peak
 from pcrun.heatmap import MapGeometry
-from tests.runtime.banks import map_rounding
+from pcrun.search.exact import ExactSearch, euclidean
+from tests.runtime.banks import CountingVerifier, RandomSearch, map_rounding, normal
 
 FIRST, NEXT = certify._FIRST_STEP, certify._NEXT_STEPS
 
@@ -204,3 +205,44 @@ class TestPeak:
 def test_found_knows_what_is_exact(exact: bool) -> None:
     patches: Any = found(np.arange(3.0), exact=exact)
     assert patches.verified.tolist() == [exact] * 3 and patches.verify_ms == 0
+
+
+class TestRefinement:
+    """A more careful search of the largest distances saves verifying them."""
+
+    rows = normal(2000, 16)
+    queries = normal(400, 16, seed=1)
+
+    def distances(self) -> PatchDistances:
+        """Each patch is taken to be as far as a row that has nothing to do with it."""
+        ids = np.random.default_rng(0).integers(0, 2000, 400)
+        return PatchDistances.found(self.queries, euclidean(self.queries, self.rows[ids]), ids, exact=False)
+
+    def certified(self, refine: Any) -> tuple[float, int]:
+        counting = CountingVerifier(ExactVerifier(ExactSearch(self.rows, threads=1)))
+        patches = self.distances()
+        certify_maximum(patches, counting, refine=refine)
+        return float(patches.distances.max()), counting.asked
+
+    def test_fewer_patches_are_verified_for_the_same_maximum(self) -> None:
+        exact = ExactSearch(self.rows, threads=1)
+        plain, asked_plain = self.certified(None)
+        refined, asked_refined = self.certified(exact.nearest)
+        assert plain == refined == exact.nearest(self.queries)[0].max()
+        assert asked_refined <= 8 < asked_plain
+
+    def test_what_a_search_gives_that_is_farther_is_not_taken(self) -> None:
+        def worse(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return np.full(len(queries), 1e6, np.float32), np.zeros(len(queries), np.int64)
+
+        assert self.certified(worse)[0] == self.certified(None)[0]
+
+    def test_each_patch_is_refined_at_most_once(self) -> None:
+        refined: list[bytes] = []
+
+        def careful(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            refined.extend(query.tobytes() for query in queries)
+            return RandomSearch(self.rows, seed=len(refined)).nearest(queries)
+
+        self.certified(careful)
+        assert len(refined) == len(set(refined))

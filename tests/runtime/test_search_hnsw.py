@@ -89,3 +89,13 @@ def test_without_hnswlib_the_message_says_what_to_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hnsw, "hnswlib_problem", lambda: "hnswlib cannot be imported (no such module)")
     with pytest.raises(BackendError, match=r"pip install hnswlib.*or choose another --search"):
         load_hnsw_index(tmp_path / "i.hnsw", count=5, dim=2)
+
+
+def test_a_refined_search_is_nearer_and_leaves_the_next_search_as_it_was() -> None:
+    rows, queries = normal(5000, 32), normal(300, 32, seed=1)
+    search = HnswSearch(index_over(rows), rows, ef=1, threads=2)
+    before, _ = search.nearest(queries)
+    refined, ids = search.refine(queries)
+    np.testing.assert_array_equal(refined, euclidean(queries, rows[ids]))
+    assert refined.mean() < before.mean() and (refined <= before).mean() > 0.95
+    np.testing.assert_array_equal(search.nearest(queries)[0], before)

@@ -7,7 +7,7 @@ certificate of the verdict on that one-sidedness, whatever the engine.
 
 import functools
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,14 @@ class PatchSearch(Protocol):
             (patches,) float32 Euclidean distances (>= those to the nearest entry; equal when `exact`),
             (patches,) int64 row ids.
         """
+
+
+@runtime_checkable
+class RefiningSearch(Protocol):
+    """An engine that can look more carefully where it matters."""
+
+    def refine(self, queries: FloatArray) -> tuple[FloatArray, Int64Array]:
+        """As `PatchSearch.nearest`, slower and nearer; for few patches."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import hnswlib
 
 
+# A refined search keeps so many times the candidates.
+_REFINED_EF = 8
+
+
 class HnswSearch:
     """Search in the graph of a bundle; its cost hardly grows with the bank."""
 
@@ -60,6 +64,14 @@ class HnswSearch:
         with blas_threads(1):
             self._work.run(jobs)
         return distances, ids
+
+    def refine(self, queries: FloatArray) -> tuple[FloatArray, Int64Array]:
+        """As `nearest`, looking several times as far; for few patches."""
+        self._index.set_ef(_REFINED_EF * self.ef)
+        try:
+            return self.nearest(queries)
+        finally:
+            self._index.set_ef(self.ef)
 
     def _search(self, queries: FloatArray, distances: FloatArray, ids: Int64Array) -> None:
         seen = queries if self._basis is None else queries @ self._basis
