@@ -16,7 +16,7 @@ from pcrun.errors import BackendError, PcError, SourceError
 from pcrun.image_io import read_image
 from pcrun.preprocess import preprocess
 from pcrun.session import open_embedder
-from pcrun.sources import expand_images
+from pcrun.sources.files import expand_images
 from pcrun.threads import available_cores
 from pcrun.types import UInt8Array
 

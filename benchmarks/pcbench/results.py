@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pcrun.errors import PcError
-from pcrun.outputs import write_file
+from pcrun.files import write_file
 
 RESULTS_VERSION = 1
 

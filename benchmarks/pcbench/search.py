@@ -26,7 +26,7 @@ from pcrun.search import EXACT_SEARCH_NAMES
 from pcrun.search.exact import ExactSearch
 from pcrun.session import OnnxEmbedder
 from pcrun.settings import possible_searches
-from pcrun.sources import expand_images
+from pcrun.sources.files import expand_images
 from pcrun.threads import available_cores
 from pcrun.types import FloatArray, UInt8Array
 

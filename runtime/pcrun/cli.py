@@ -1,143 +1,65 @@
 """`pcrun`: verdicts on images, a video or a camera. `--help` and `--version` load nothing heavy."""
 
+import contextlib
+import dataclasses
+import os
 import sys
-from pathlib import Path
+import threading
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pcrun._version import __version__
-from pcrun.cli_support import HELP_SETTINGS, FiniteFloat, debug_option, run_command, spread_values
+from pcrun.cli_options import (
+    IMAGES_OPTION,
+    bundle_option,
+    bundles_option,
+    device_options,
+    profile_option,
+    sink_options,
+    source_options,
+    verdict_options,
+    view_options,
+)
+from pcrun.cli_support import HELP_SETTINGS, debug_option, run_command, spread_values
 
 if TYPE_CHECKING:
     from pcrun.run import RunOptions
 
-_IMAGES_OPTION = "--images"
-_PROVIDER_NAMES = ("auto", "cpu", "cuda", "tensorrt", "openvino")
-_PRECISION_NAMES = ("fp32", "bf16")
-_EXACTNESS_LEVELS = ("none", "image", "mask", "full")
-_SEARCH_NAMES = ("auto", "quantised", "hnsw", "exact", "exact_graph")
-_FORMATS = ("jsonl", "csv", "table")
+_SOURCES = ("images", "video", "camera", "watch", "stdin_frames", "sources")
 
 
 class _RunGroup(click.Group):
     """`pcrun` itself scores; its subcommands do the rest."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, spread_values(args, _IMAGES_OPTION))
+        return super().parse_args(ctx, spread_values(args, IMAGES_OPTION))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args[0] not in self.commands:
             known = ", ".join(sorted(self.commands))
             raise click.UsageError(
-                f"Unexpected {args[0]!r}. To score files say {_IMAGES_OPTION} PATH...; commands: {known}."
+                f"Unexpected {args[0]!r}. To score files say {IMAGES_OPTION} PATH...; commands: {known}."
             )
         return super().resolve_command(ctx, args)
 
 
-def _bundle_option(command: Any) -> Any:
-    return click.option(
-        "--bundle",
-        type=click.Path(path_type=Path),
-        help="Bundle directory or zip. "
-        "Left out: $PCRUN_BUNDLE, or the only *.pcbundle in the current folder.",
-    )(command)
-
-
-def _device_options(command: Any) -> Any:
-    for option in (
-        click.option(
-            "--threads",
-            type=click.IntRange(0, 1024),
-            default=0,
-            help="Threads; 0 is the device profile's, else one per available core.",
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(_PRECISION_NAMES),
-            help="bf16 computes the embedder of an fp32 bundle in bfloat16 (OpenVINO alone); by default the "
-            "bundle's own precision.",
-        ),
-        click.option(
-            "--provider",
-            type=click.Choice(_PROVIDER_NAMES),
-            default="auto",
-            show_default=True,
-            help="What the embedder runs on; auto is CUDA where onnxruntime has it, else the CPU.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 @click.group(cls=_RunGroup, invoke_without_command=True, context_settings=HELP_SETTINGS)
 @click.version_option(__version__, prog_name="pcrun")
-@_bundle_option
-@click.option(
-    _IMAGES_OPTION, "images", multiple=True, metavar="PATH...", help="Image files, folders or quoted globs."
-)
-@click.option("--video", type=click.Path(path_type=Path), help="Video file.")
-@click.option("--camera", type=click.IntRange(0), metavar="N", help="Camera number.")
-@click.option("--max-frames", type=click.IntRange(1), help="Stop after this many frames.")
-@click.option(
-    "--threshold",
-    type=FiniteFloat(),
-    help="Anomalous above this image score (L2 units); bundle's by default.",
-)
-@click.option(
-    "--pixel-threshold",
-    type=FiniteFloat(),
-    help="Mask where the map is above this; by default the bundle's, moved in proportion to --threshold.",
-)
-@_device_options
-@click.option(
-    "--exactness",
-    type=click.Choice(_EXACTNESS_LEVELS),
-    default="mask",
-    show_default=True,
-    help="What equals brute force. none: nothing. image: the image score. mask: that and the mask. "
-    "full: every patch.",
-)
-@click.option(
-    "--search",
-    type=click.Choice(_SEARCH_NAMES),
-    default="auto",
-    show_default=True,
-    help="How near entries are found; the certified verdict is the same. auto: the device profile's, else by "
-    "the size of the memory bank.",
-)
-@click.option(
-    "--ef",
-    type=click.IntRange(1, 65536),
-    help="Search width of the HNSW index, which it asks for; the bundle's by default.",
-)
-@click.option("--no-profile", is_flag=True, help="Ignore the device profile of `pcrun tune`.")
-@click.option(
-    "--format", "output_format", type=click.Choice(_FORMATS), help="Default: table on a terminal, else jsonl."
-)
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Write the results here instead of standard output."
-)
-@click.option(
-    "--save-overlays", type=click.Path(path_type=Path), metavar="DIR", help="Save heatmaps over the images."
-)
-@click.option("--save-maps", type=click.Path(path_type=Path), metavar="DIR", help="Save anomaly maps.")
-@click.option(
-    "--map-format",
-    type=click.Choice(("npy", "png")),
-    default="npy",
-    show_default=True,
-    help="npy: float32 in L2 units. png: 16 bits, 65535 = 4 times the pixel threshold.",
-)
-@click.option("--fail-on-anomaly", is_flag=True, help="Exit with 1 when any frame is anomalous.")
+@bundles_option
+@source_options
+@view_options
+@verdict_options
+@sink_options
 @debug_option
 @click.pass_context
 def cli(ctx: click.Context, /, **options: Any) -> int | None:
-    """Score images, a video or a camera with a bundle; one result line per frame.
+    """Score images, videos, cameras and streams with a bundle; one result line per frame.
 
     \b
     pcrun --bundle bottle.pcbundle --images parts/*.png
     pcrun --bundle bottle.pcbundle --camera 0 --format table
+    pcrun --bundle bottle.pcbundle --source 'rtsp://$USER:$PASSWORD@camera-3/stream' --output line3.jsonl
 
     Exit codes: 0 done (no anomaly, or --fail-on-anomaly not given), 1 an anomaly with --fail-on-anomaly,
     2 an error or at least one unreadable frame.
@@ -145,15 +67,25 @@ def cli(ctx: click.Context, /, **options: Any) -> int | None:
     if ctx.invoked_subcommand is not None:
         _refuse_lost_options(ctx)
         return None
-    given = (bool(options["images"]), options["video"] is not None, options["camera"] is not None)
-    if given.count(True) != 1:
+    given = [name for name in _SOURCES if options[name] not in (None, ())]
+    if len(given) != 1:
         raise click.UsageError(
-            "Give exactly one of --images, --video or --camera. `pcrun --help` shows all options."
+            "Give exactly one of --images, --video, --camera, --watch or --stdin-frames, or any number of "
+            "--source. `pcrun --help` shows all options."
         )
     _refuse_contradictions(**{name: options[name] for name in ("search", "ef", "exactness")})
+    _refuse_lost_rotation(ctx, options)
     from pcrun.run import run
 
     return run(_run_options(options))
+
+
+def _refuse_lost_rotation(ctx: click.Context, options: dict[str, Any]) -> None:
+    if options["rotate_mb"] is not None and options["output"] is None:
+        raise click.UsageError("--rotate-mb renames the file of --output; without that it does nothing.")
+    keep_given = ctx.get_parameter_source("keep") is click.core.ParameterSource.COMMANDLINE
+    if keep_given and options["rotate_mb"] is None:
+        raise click.UsageError("--keep counts the files of --rotate-mb; without that it does nothing.")
 
 
 def _refuse_contradictions(*, search: str, ef: int | None, exactness: str) -> None:
@@ -171,7 +103,7 @@ def _refuse_lost_options(ctx: click.Context) -> None:
     given = [
         parameter.opts[0]
         for parameter in ctx.command.params
-        if parameter.name != "bundle"
+        if parameter.name != "bundles"
         and parameter.name is not None
         and ctx.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
     ]
@@ -183,9 +115,9 @@ def _refuse_lost_options(ctx: click.Context) -> None:
 
 
 @cli.command(context_settings=HELP_SETTINGS, short_help="Replay the bundle's golden samples.")
-@_bundle_option
-@_device_options
-@click.option("--no-profile", is_flag=True, help="Ignore the device profile of `pcrun tune`.")
+@bundle_option
+@device_options
+@profile_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @debug_option
 @click.pass_context
@@ -194,17 +126,16 @@ def selftest(ctx: click.Context, /, **options: Any) -> int:
 
     Exit codes: 0 all agree, 1 at least one differs, 2 an error.
     """
-    from pcrun.run import selftest as replay
+    from pcrun.selftest_command import selftest as replay
 
-    given = options.pop("bundle") or ctx.find_root().params["bundle"]
-    return replay(given, **options)
+    return replay(options.pop("bundle") or _bundle_before(ctx), **options)
 
 
 @cli.command(context_settings=HELP_SETTINGS, short_help="Find the fastest settings on this machine.")
-@_bundle_option
-@_device_options
+@bundle_option
+@device_options
 @click.option(
-    _IMAGES_OPTION,
+    IMAGES_OPTION,
     "images",
     multiple=True,
     metavar="PATH",
@@ -232,19 +163,71 @@ def tune(ctx: click.Context, /, **options: Any) -> int:
     """
     from pcrun.tune_command import tune_here
 
-    options["bundle"] = options["bundle"] or ctx.find_root().params["bundle"]
+    options["bundle"] = options["bundle"] or _bundle_before(ctx)
     return tune_here(**options)
 
 
-def _run_options(options: dict[str, Any]) -> "RunOptions":
-    from pcrun.run import RunOptions
+def _bundle_before(ctx: click.Context) -> Any:
+    """The bundle given before the command, if any."""
+    given = ctx.find_root().params["bundles"]
+    if len(given) > 1:
+        raise click.UsageError(f"{ctx.info_name} takes one bundle, {len(given)} were given.")
+    return given[0] if given else None
 
-    return RunOptions(**options)
+
+def _run_options(options: dict[str, Any]) -> "RunOptions":
+    from pcrun.run import DetectorOptions, RunOptions, SinkOptions
+    from pcrun.sources.view import Roi
+
+    def part(cls: Any) -> Any:
+        return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls)})
+
+    return RunOptions(
+        bundles=options["bundles"],
+        images=options["images"],
+        sources=_sources(options),
+        fps=options["fps"],
+        stall_timeout_s=options["stall_timeout_s"],
+        properties=dict(options["properties"]),
+        rotate_deg=int(options["rotate"]),
+        roi=Roi(*options["roi"]) if options["roi"] else None,
+        debounce=options["debounce"],
+        max_frames=options["max_frames"],
+        duration_s=options["duration_s"],
+        fail_on_anomaly=options["fail_on_anomaly"],
+        detector=part(DetectorOptions),
+        sinks=part(SinkOptions),
+    )
+
+
+def _sources(options: dict[str, Any]) -> tuple[str, ...]:
+    """The options for single sources, as --source would say it."""
+    prefixes = {"video": "video", "camera": "camera", "watch": "watch", "stdin_frames": "stdin"}
+    single = [f"{prefix}:{options[name]}" for name, prefix in prefixes.items() if options[name] is not None]
+    return tuple(single) or options["sources"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script."""
-    return run_command(cli, "pcrun", argv)
+    code = run_command(cli, "pcrun", argv)
+    if argv is None:
+        _leave_hanging_reads(code)
+    return code
+
+
+def _leave_hanging_reads(code: int) -> None:
+    """End the process here when a camera's driver does not return from a read.
+
+    Python would end that thread in the middle of foreign code, which aborts the process: a crash in a
+    service's log, and another exit code.
+    """
+    live = sys.modules.get("pcrun.sources.live")
+    if live is None or not any(t.name.startswith(live.READER_THREADS) for t in threading.enumerate()):
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

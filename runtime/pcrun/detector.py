@@ -24,11 +24,27 @@ from pcrun.scoring import DEFAULT_EXACTNESS, ImageScores, PatchCoreScorer
 from pcrun.selftest import ArithmeticChange, check_changed_arithmetic
 from pcrun.session import open_embedder
 from pcrun.settings import choose_settings
-from pcrun.types import AnyArray
+from pcrun.types import AnyArray, FloatArray
 
 # Above every score: a detector with it calls nothing anomalous.
 # float32, because it is compared with maps.
 NO_THRESHOLD = float(np.finfo(np.float32).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedImage:
+    """An image half way to its verdict.
+
+    Attributes:
+        embeddings: (patches, dim) float32.
+        original_hw: height and width of the image in pixels.
+        preprocess_ms, embed_ms: time spent.
+    """
+
+    embeddings: FloatArray
+    original_hw: tuple[int, int]
+    preprocess_ms: float
+    embed_ms: float
 
 
 class AnomalyDetector:
@@ -87,6 +103,7 @@ class AnomalyDetector:
         search: str = "auto",
         ef: int | None = None,
         profile: bool = True,
+        share_with: "Sequence[AnomalyDetector]" = (),
     ) -> "AnomalyDetector":
         """Open a bundle and get ready to score.
 
@@ -104,6 +121,7 @@ class AnomalyDetector:
             ef: search width of the HNSW index.
             profile: use the device profile that `pcrun tune` stored, where there is one; what is given here
                 goes before it.
+            share_with: detectors whose embedder is used when it is the same, opened in the same way.
 
         Raises:
             BundleError: the bundle is not sound, or has no threshold and none is given.
@@ -122,7 +140,9 @@ class AnomalyDetector:
             ef=ef,
             use_profile=profile,
         )
-        detector = cls.with_settings(opened, settings, limits=limits, exactness=exactness, profile=used)
+        detector = cls.with_settings(
+            opened, settings, limits=limits, exactness=exactness, profile=used, share_with=share_with
+        )
         if detector.change:
             warnings.warn(str(detector.change), stacklevel=2)
         return detector
@@ -136,6 +156,7 @@ class AnomalyDetector:
         limits: tuple[float, float],
         exactness: str = DEFAULT_EXACTNESS,
         profile: DeviceProfile | None = None,
+        share_with: "Sequence[AnomalyDetector]" = (),
     ) -> "AnomalyDetector":
         """A detector with exactly these settings; `limits` are the image and the pixel threshold.
 
@@ -143,14 +164,8 @@ class AnomalyDetector:
             BackendError: the machine cannot run it, or computes so differently that a verdict changes.
         """
         scorer = open_scorer(bundle, settings, exactness=exactness)
-        embedder = open_embedder(
-            bundle.embedder,
-            bundle.manifest.embedding,
-            provider=settings.provider,
-            precision=settings.precision,
-            threads=settings.threads,
-            spinning=settings.spinning,
-        )
+        shared = [other._embedder for other in share_with if other._has_same_embedder(bundle, settings)]
+        embedder = shared[0] if shared else _open_embedder(bundle, settings)
         detector = cls(
             bundle.manifest,
             embedder,
@@ -163,6 +178,19 @@ class AnomalyDetector:
         )
         detector.change = check_changed_arithmetic(detector)
         return detector
+
+    def _has_same_embedder(self, bundle: Bundle, settings: RunSettings) -> bool:
+        if self.bundle is None or self.settings is None:
+            return False
+        same_graph = self.bundle.embedder == bundle.embedder
+        same_spec = self.bundle.manifest.embedding == bundle.manifest.embedding
+        mine, wanted = self.settings, settings
+        return (
+            same_graph
+            and same_spec
+            and (mine.provider, mine.precision, mine.threads, mine.spinning)
+            == (wanted.provider, wanted.precision, wanted.threads, wanted.spinning)
+        )
 
     def with_exact_search(self) -> "AnomalyDetector":
         """The same detector with every patch scored by brute force; it shares the embedder's session.
@@ -192,16 +220,32 @@ class AnomalyDetector:
         Raises:
             ValueError: another dtype or shape.
         """
+        return self.score(self.embed(image_bgr))
+
+    def embed(self, image_bgr: AnyArray) -> EmbeddedImage:
+        """The first half of a verdict; another thread may take the second, while this one goes on.
+
+        Args:
+            image_bgr: as for `__call__`.
+
+        Raises:
+            ValueError: another dtype or shape.
+        """
         image = as_bgr(image_bgr)
         started = time.perf_counter()
         prepared = preprocess(image, self.manifest.preprocess)
         preprocessed = time.perf_counter()
         embeddings = self._embedder.embed(prepared[None])[0]
         embedded = time.perf_counter()
-        scores = self._scorer.score(embeddings, pixel_threshold=self.pixel_threshold)
-        return self._verdict(
-            image.shape[:2], scores, (preprocessed - started) * 1e3, (embedded - preprocessed) * 1e3
+        height, width = image.shape[:2]
+        return EmbeddedImage(
+            embeddings, (height, width), (preprocessed - started) * 1e3, (embedded - preprocessed) * 1e3
         )
+
+    def score(self, embedded: EmbeddedImage) -> AnomalyResult:
+        """The second half of a verdict: search, verification, map and regions."""
+        scores = self._scorer.score(embedded.embeddings, pixel_threshold=self.pixel_threshold)
+        return self._verdict(embedded.original_hw, scores, embedded.preprocess_ms, embedded.embed_ms)
 
     def batch(self, images_bgr: Sequence[AnyArray]) -> list[AnomalyResult]:
         """Score several images at once: one call of the embedder and one search for all of them.
@@ -258,6 +302,17 @@ class AnomalyDetector:
             search=self.search,
             verified_patches=scores.verified_patches,
         )
+
+
+def _open_embedder(bundle: Bundle, settings: RunSettings) -> Embedder:
+    return open_embedder(
+        bundle.embedder,
+        bundle.manifest.embedding,
+        provider=settings.provider,
+        precision=settings.precision,
+        threads=settings.threads,
+        spinning=settings.spinning,
+    )
 
 
 def choose_thresholds(

@@ -5,16 +5,20 @@ import numpy as np
 
 from pcrun.preprocess import PreprocessSpec, map_on_original
 from pcrun.result import AnomalyResult
+from pcrun.sources.view import FrameView
 from pcrun.types import FloatArray, UInt8Array
 
 _NORMAL_BGR = (80, 175, 76)
 _ANOMALOUS_BGR = (60, 60, 235)
+_ROI_BGR = (200, 160, 60)
 _MAX_OPACITY = 0.6
 # In multiples of the pixel threshold. Most of a normal image lies below three quarters of it and stays clear.
 _HEAT_FROM, _HEAT_TO = 0.75, 1.5
 
 
-def draw_overlay(image_bgr: UInt8Array, result: AnomalyResult, spec: PreprocessSpec) -> UInt8Array:
+def draw_overlay(
+    image_bgr: UInt8Array, result: AnomalyResult, spec: PreprocessSpec, view: FrameView | None = None
+) -> UInt8Array:
     """Draw a result over its image.
 
     The colour runs from three quarters of the pixel threshold (transparent) to one and a half times it
@@ -22,21 +26,43 @@ def draw_overlay(image_bgr: UInt8Array, result: AnomalyResult, spec: PreprocessS
     normal one red somewhere.
 
     Args:
-        image_bgr: (height, width, 3) uint8, the image that was scored.
+        image_bgr: (height, width, 3) uint8, the (upright) frame.
         result: its result.
         spec: the bundle's preprocessing.
+        view: what of the frame was scored; None is all of it.
 
     Returns:
         (height, width, 3) uint8 BGR, a new image.
     """
-    full_map = map_on_original(result.anomaly_map, image_bgr.shape[:2], spec)
+    view = view or FrameView()
+    full_map = map_on_frame(result.anomaly_map, image_bgr.shape[:2], spec, view)
     blended = _blend(image_bgr, _relative_heat(full_map, result.pixel_threshold))
     colour = _ANOMALOUS_BGR if result.is_anomalous else _NORMAL_BGR
     line = max(1, round(min(image_bgr.shape[:2]) / 250))
+    left, top = (view.roi.x, view.roi.y) if view.roi else (0, 0)
     for region in result.regions:
-        corner = (region.x + region.width - 1, region.y + region.height - 1)
-        cv2.rectangle(blended, (region.x, region.y), corner, colour, line)
+        first = (left + region.x, top + region.y)
+        last = (first[0] + region.width - 1, first[1] + region.height - 1)
+        cv2.rectangle(blended, first, last, colour, line)
+    if view.roi:
+        cv2.rectangle(
+            blended, (left, top), (left + view.roi.width - 1, top + view.roi.height - 1), _ROI_BGR, line
+        )
     return _with_caption(blended, result, colour, line)
+
+
+def map_on_frame(
+    anomaly_map: FloatArray, frame_hw: tuple[int, ...], spec: PreprocessSpec, view: FrameView
+) -> FloatArray:
+    """Bring an anomaly map to the size of the (upright) frame.
+
+    Returns:
+        (height, width) float32, L2 units; NaN where nobody looked: outside the region of interest or crop.
+    """
+    full = np.full(frame_hw[:2], np.nan, np.float32)
+    inspected = view.cut(full)
+    inspected[:] = map_on_original(anomaly_map, (inspected.shape[0], inspected.shape[1]), spec)
+    return full
 
 
 def map_as_uint16(

@@ -128,7 +128,7 @@ def save_profile(profile: DeviceProfile) -> Path:
     Raises:
         SinkError: the cache folder cannot be written.
     """
-    from pcrun.outputs import write_file
+    from pcrun.files import write_file
 
     path = make_profile_folder() / profile.key.file_name
     data = json.dumps(to_jsonable(profile), indent=2, sort_keys=True) + "\n"

@@ -1,104 +1,135 @@
 """The job behind `pcrun`: frames in, one result per frame out."""
 
 import contextlib
-import json
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from types import FrameType
+from typing import Any
 
 from pcrun.bundle import Bundle
 from pcrun.cli_support import EXIT_ANOMALY, EXIT_ERROR, EXIT_OK
-from pcrun.detector import NO_THRESHOLD, AnomalyDetector
+from pcrun.debounce import Debounce
+from pcrun.detector import AnomalyDetector
 from pcrun.errors import BundleError
-from pcrun.outputs import PictureWriter, ResultWriter, make_writer, open_output, result_record
-from pcrun.records import to_jsonable
-from pcrun.selftest import SelftestReport, run_selftest
-from pcrun.sources import Camera, Frame, ImageFiles, Source, VideoFile
+from pcrun.pipeline import Line, Pipeline
+from pcrun.session import GPU_PROVIDERS
+from pcrun.sinks import Sink
+from pcrun.sinks.open import open_sinks
+from pcrun.sinks.sink_set import SinkSet
+from pcrun.sources import Source
+from pcrun.sources.files import ImageFiles
+from pcrun.sources.spec import SourceOptions, open_source
+from pcrun.sources.view import FrameView, Roi
 
 BUNDLE_VARIABLE = "PCRUN_BUNDLE"
-EXIT_SELFTEST_FAILED = 1
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """How frames are judged, as given; None where left out. `pcrun --help` explains each."""
+
+    threshold: float | None = None
+    pixel_threshold: float | None = None
+    provider: str = "auto"
+    precision: str | None = None
+    threads: int = 0
+    exactness: str = "mask"
+    search: str = "auto"
+    ef: int | None = None
+    no_profile: bool = False
+
+
+@dataclass(frozen=True)
+class SinkOptions:
+    """Where results go, as given."""
+
+    output_format: str | None = None
+    output: Path | None = None
+    rotate_mb: float | None = None
+    keep: int = 5
+    save_overlays: Path | None = None
+    save_maps: Path | None = None
+    map_format: str = "npy"
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of one run, as given; None where left out. `pcrun --help` explains each."""
+    """The options of one run.
 
-    bundle: Path | None
-    images: tuple[str, ...]
-    video: Path | None
-    camera: int | None
-    max_frames: int | None
-    threshold: float | None
-    pixel_threshold: float | None
-    provider: str
-    precision: str | None
-    threads: int
-    exactness: str
-    search: str
-    ef: int | None
-    no_profile: bool
-    output_format: str | None
-    output: Path | None
-    save_overlays: Path | None
-    save_maps: Path | None
-    map_format: str
-    fail_on_anomaly: bool
+    Attributes:
+        bundles: none, one for all sources, or one per source.
+        images: image files, folders and patterns, together one source.
+        sources: as `pcrun.sources.spec.open_source` takes them.
+        properties: of cameras.
+        debounce: k and n of an alarm.
+    """
+
+    bundles: tuple[Path, ...] = ()
+    images: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    fps: float | None = None
+    stall_timeout_s: float = 5.0
+    properties: Mapping[str, float] = field(default_factory=dict)
+    rotate_deg: int = 0
+    roi: Roi | None = None
+    debounce: tuple[int, int] | None = None
+    max_frames: int | None = None
+    duration_s: float | None = None
+    fail_on_anomaly: bool = False
+    detector: DetectorOptions = field(default_factory=DetectorOptions)
+    sinks: SinkOptions = field(default_factory=SinkOptions)
 
 
 def run(options: RunOptions) -> int:
-    """Score every frame of the source; returns the exit code."""
-    bundle = Bundle.load(find_bundle(options.bundle))
-    source = _open_source(options, bundle)
-    detector = load_detector(bundle, options)
-    pictures = PictureWriter(detector, options.save_overlays, options.save_maps, options.map_format)
-    errors = anomalies = 0
-    with _open_stream(options) as stream:
-        writer = make_writer(_format(options, stream), stream)
-        for frame in _limited(source, options.max_frames):
-            verdict = _score(frame, detector, writer, pictures)
-            errors += verdict is None
-            anomalies += bool(verdict)
-    if errors:
-        return EXIT_ERROR
-    return EXIT_ANOMALY if anomalies and options.fail_on_anomaly else EXIT_OK
-
-
-def selftest(
-    bundle_path: Path | None,
-    *,
-    provider: str,
-    precision: str | None,
-    threads: int,
-    no_profile: bool,
-    as_json: bool,
-) -> int:
-    """Replay the golden samples and print what came out; returns the exit code."""
-    bundle = Bundle.load(find_bundle(bundle_path))
-    # A bundle without thresholds was recorded with an unreachable one.
-    limit = None if bundle.manifest.scoring.threshold else NO_THRESHOLD
-    with warnings_on_stderr():
-        detector = AnomalyDetector.load(
-            bundle,
-            provider=provider,
-            precision=precision,
-            threads=threads,
-            threshold=limit,
-            pixel_threshold=limit,
-            profile=not no_profile,
+    """Judge every frame of the sources; returns the exit code."""
+    bundles = [Bundle.load(path) for path in bundle_paths(options)]
+    sources = open_sources(options, bundles)
+    detectors = load_detectors(bundles, options.detector)
+    lines = [
+        Line(source, detector, _view(options), Debounce(*options.debounce) if options.debounce else None)
+        for source, detector in zip(sources, _one_each(detectors, len(sources)), strict=True)
+    ]
+    live = any(source.live for source in sources)
+    sinks = open_sinks(options.sinks, live=live)
+    with closing(sinks, strict=not live, name_bundles=len(detectors) > 1) as receiver:
+        pipeline = Pipeline(
+            lines,
+            receiver,
+            max_frames=options.max_frames,
+            duration_s=options.duration_s,
+            overlap=all(detector.provider in GPU_PROVIDERS for detector in detectors),
         )
-    report = run_selftest(detector)
-    if as_json:
-        facts = {"passed": report.passed, "provider": detector.provider, "precision": detector.precision}
-        facts["search"] = detector.search
-        facts["profile"] = detector.profile is not None
-        print(json.dumps({**facts, "digest": bundle.digest, **to_jsonable(report)}, indent=2))
-    else:
-        _print_selftest(report, detector)
-    return EXIT_OK if report.passed else EXIT_SELFTEST_FAILED
+        with stopped_by_signals(pipeline) as stopped:
+            pipeline.run()
+    if stopped() and not live:
+        raise KeyboardInterrupt  # not all of a batch was done
+    if receiver.counts["error"] or receiver.failed_sources:
+        return EXIT_ERROR
+    alarms = receiver.alarms if options.debounce else receiver.counts["anomalous"]
+    return EXIT_ANOMALY if alarms and options.fail_on_anomaly else EXIT_OK
+
+
+def bundle_paths(options: RunOptions) -> list[Path]:
+    """One bundle for all sources, or one for each.
+
+    Raises:
+        BundleError: another number of them.
+    """
+    if not options.bundles:
+        return [find_bundle(None)]
+    wanted = max(1, len(options.sources))
+    if len(options.bundles) not in (1, wanted):
+        raise BundleError(
+            f"{len(options.bundles)} bundles were given for {wanted} sources. Expected one for all, or one "
+            "for each in the order of the sources."
+        )
+    return list(options.bundles)
 
 
 def find_bundle(given: Path | None) -> Path:
@@ -122,10 +153,45 @@ def find_bundle(given: Path | None) -> Path:
     )
 
 
-def load_detector(bundle: Bundle, options: RunOptions) -> AnomalyDetector:
-    """The detector for a run; says on standard error what it really uses when that was left open."""
+def open_sources(options: RunOptions, bundles: list[Bundle]) -> list[Source]:
+    """The sources of a run, in the order given.
+
+    Raises:
+        SourceError: one of them is not there, or cannot be understood.
+    """
+    common = SourceOptions(options.fps, options.stall_timeout_s, options.properties)
+    white_levels = [bundle.manifest.preprocess.white_level_16bit for bundle in bundles]
+    if options.images:
+        return [ImageFiles(options.images, white_level_16bit=white_levels[0])]
+    return [
+        open_source(text, common, white_level_16bit=white_level)
+        for text, white_level in zip(
+            options.sources, _one_each(white_levels, len(options.sources)), strict=True
+        )
+    ]
+
+
+def load_detectors(bundles: list[Bundle], options: DetectorOptions) -> list[AnomalyDetector]:
+    """A detector per bundle; those with the same embedder share its session.
+
+    Says on standard error what each really uses, when that was left open.
+    """
+    detectors: list[AnomalyDetector] = []
+    for bundle in bundles:
+        detector = load_detector(bundle, options, share_with=detectors)
+        detectors.append(detector)
+        if options.provider == "auto" or detector.profile:
+            name = f"{bundle.manifest.name}: " if len(bundles) > 1 else ""
+            say(name + described_settings(detector))
+    return detectors
+
+
+def load_detector(
+    bundle: Bundle, options: DetectorOptions, *, share_with: "list[AnomalyDetector] | None" = None
+) -> AnomalyDetector:
+    """The detector of one bundle; warnings go to standard error."""
     with warnings_on_stderr():
-        detector = AnomalyDetector.load(
+        return AnomalyDetector.load(
             bundle,
             provider=options.provider,
             precision=options.precision,
@@ -136,10 +202,8 @@ def load_detector(bundle: Bundle, options: RunOptions) -> AnomalyDetector:
             search=options.search,
             ef=options.ef,
             profile=not options.no_profile,
+            share_with=share_with or (),
         )
-    if options.provider == "auto" or detector.profile:
-        say(described_settings(detector))
-    return detector
 
 
 def described_settings(detector: AnomalyDetector) -> str:
@@ -154,65 +218,46 @@ def described_settings(detector: AnomalyDetector) -> str:
     )
 
 
-def _score(
-    frame: Frame, detector: AnomalyDetector, writer: ResultWriter, pictures: PictureWriter
-) -> bool | None:
-    """Score one frame and write everything about it; gives the verdict, None for an unreadable frame."""
-    if frame.image is None:
-        writer.write(result_record(frame, None))
-        return None
-    result = detector(frame.image)
-    writer.write(result_record(frame, result))
-    pictures.write(frame, frame.image, result)
-    return result.is_anomalous
-
-
-def _open_source(options: RunOptions, bundle: Bundle) -> Source:
-    if options.video is not None:
-        return VideoFile(options.video)
-    if options.camera is not None:
-        return Camera(options.camera)
-    return ImageFiles(options.images, white_level_16bit=bundle.manifest.preprocess.white_level_16bit)
-
-
-def _limited(source: Source, max_frames: int | None) -> Iterator[Frame]:
-    for count, frame in enumerate(source, start=1):
-        yield frame
-        # Checked after the frame: a camera must not be asked for one more.
-        if count == max_frames:
-            return
+@contextlib.contextmanager
+def closing(sinks: list[Sink], *, strict: bool, name_bundles: bool) -> Iterator[SinkSet]:
+    """The sinks as a receiver, closed at the end whatever happens."""
+    receiver = SinkSet(sinks, strict=strict, say=say, name_bundles=name_bundles)
+    try:
+        yield receiver
+    except BaseException:
+        receiver.close(quiet=True)
+        raise
+    receiver.close()
 
 
 @contextlib.contextmanager
-def _open_stream(options: RunOptions) -> Iterator[TextIO]:
-    if options.output is None:
-        yield sys.stdout
+def stopped_by_signals(pipeline: Pipeline) -> Iterator[Callable[[], bool]]:
+    """The first signal to stop lets frames on their way end well; a second one ends at once.
+
+    Gives a function that says whether there was one.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        pipeline.stop()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
         return
-    with open_output(options.output) as stream:
-        yield stream
-
-
-def _format(options: RunOptions, stream: TextIO) -> str:
-    if options.output_format:
-        return options.output_format
-    if options.output is not None and options.output.suffix == ".csv":
-        return "csv"
-    return "table" if stream.isatty() else "jsonl"
-
-
-def _print_selftest(report: SelftestReport, detector: AnomalyDetector) -> None:
-    print(f"{'sample':<18} {'label':<10} {'built':>10} {'here':>10} {'difference':>11}  result")
-    for check in report.checks:
-        result = "ok" if check.passed else "DIFFERS"
-        print(
-            f"{check.sample.file:<18} {check.sample.label:<10} {check.sample.image_score:>10.5f} "
-            f"{check.image_score:>10.5f} {check.relative_difference:>11.1e}  {result}"
-        )
-    passed = sum(check.passed for check in report.checks)
-    print(
-        f"{passed} of {len(report.checks)} golden samples agree within {report.tolerance_relative:g} "
-        f"(provider {detector.provider}, search {detector.search})"
-    )
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    # What is ignored stays so: `nohup` asked for it.
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -227,4 +272,12 @@ def warnings_on_stderr() -> Iterator[None]:
 
 def say(text: str) -> None:
     """Tell a person, on standard error."""
-    print(f"pcrun: {text}", file=sys.stderr)
+    print(f"pcrun: {text}", file=sys.stderr, flush=True)
+
+
+def _view(options: RunOptions) -> FrameView:
+    return FrameView(options.rotate_deg, options.roi)
+
+
+def _one_each(items: list[Any], count: int) -> list[Any]:
+    return items * count if len(items) == 1 else items

@@ -40,6 +40,7 @@ PROVIDERS = {
         ProviderSpec("openvino", None, "openvino"),
     )
 }
+GPU_PROVIDERS = ("cuda", "tensorrt")
 # What `auto` tries, in this order, among the providers this onnxruntime was built with.
 _AUTO_ORDER = ("cuda", "cpu")
 _ONNXRUNTIME_DISTRIBUTIONS = (

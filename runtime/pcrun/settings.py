@@ -8,13 +8,12 @@ from pcrun.profile import DeviceProfile, RunSettings, find_profile
 from pcrun.search import EXACT_SEARCH_NAMES, SEARCH_NAMES
 from pcrun.search.eight_bit import quantised_problem
 from pcrun.search.hnsw import hnswlib_problem
-from pcrun.session import resolve_precision, resolve_provider
+from pcrun.session import GPU_PROVIDERS, resolve_precision, resolve_provider
 from pcrun.threads import available_cores
 
 # Up to this many bytes of quantised rows, products with all of them beat the walk through an HNSW graph
 # (docs/architecture.md holds the measurement); `pcrun tune` measures it on the device.
 _QUANTISED_BYTES = 5 << 19
-_GPU_PROVIDERS = ("cuda", "tensorrt")
 
 
 def choose_settings(
@@ -92,7 +91,7 @@ def default_search(bundle: Bundle, *, provider: str) -> str:
 
     Warns where the bundle's index cannot be used here.
     """
-    if provider in _GPU_PROVIDERS:
+    if provider in GPU_PROVIDERS:
         return "exact_graph"
     spec = bundle.manifest
     if spec.memory_bank.index is not None and hnswlib_problem():

@@ -10,7 +10,7 @@ from pcrun.image_io import read_image
 from pcrun.profile import DeviceProfile, RunSettings, Trial, make_profile_folder, save_profile
 from pcrun.records import to_jsonable
 from pcrun.run import find_bundle, say, warnings_on_stderr
-from pcrun.sources import expand_images
+from pcrun.sources.files import expand_images
 from pcrun.tune import TuneContent, golden_content, tune
 
 EXIT_OVER_BUDGET = 1

@@ -101,7 +101,7 @@ def test_search_refuses_an_engine_that_gives_another_score(
 ) -> None:
     from pcrun import scoring
 
-    monkeypatch.setattr(scoring, "certify_maximum", lambda patches, verifier, ties: None)
+    monkeypatch.setattr(scoring, "certify_maximum", lambda patches, verifier, **options: None)
     monkeypatch.setattr(
         "pcrun.search.hnsw.HnswSearch.nearest",
         lambda self, queries: (np.full(len(queries), 1e3, np.float32), np.zeros(len(queries), np.int64)),

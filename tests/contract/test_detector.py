@@ -14,8 +14,8 @@ from pcrun import AnomalyResult, Bundle, BundleError
 from pcrun.detector import choose_thresholds
 from pcrun.image_io import decode_image
 from pcrun.manifest import EMBEDDER_NAME, INDEX_NAME, MEMORY_BANK_NAME, ThresholdSpec
-from pcrun.outputs import result_record
 from pcrun.result import Region
+from pcrun.sinks.record import result_record
 from pcrun.sources import Frame
 from tests.conftest import BundleMaker
 from tests.contract.damage import edit_manifest, packed

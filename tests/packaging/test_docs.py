@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib
-import io
 import json
 import re
 import shlex
@@ -25,8 +24,9 @@ from pcrun.bundle import GoldenSample, GoldenSamples
 from pcrun.detector import AnomalyDetector
 from pcrun.errors import BundleError
 from pcrun.manifest import SCHEMA_VERSION, Manifest, parse_manifest
-from pcrun.outputs import CsvWriter, result_record
-from pcrun.sources import Frame
+from pcrun.sinks.record import event_record, result_record
+from pcrun.sinks.text import Csv
+from pcrun.sources import Event, Frame
 from tests.contract.damage import edit_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,8 +272,8 @@ def test_example_commands_parse(page: str, line: str) -> None:
         program, arguments = f"{program} {arguments[0]}", arguments[1:]
     params = tree[program].make_context(program, arguments).params
     if program == "pcrun":
-        sources = [params["images"] or None, params["video"], params["camera"]]
-        assert sum(source is not None for source in sources) == 1
+        names = ("images", "video", "camera", "watch", "stdin_frames", "sources")
+        assert sum(params[name] not in (None, ()) for name in names) == 1
 
 
 def config_rows() -> dict[str, list[str]]:
@@ -336,6 +336,9 @@ def test_example_recipe_loads(tmp_path: Path) -> None:
     importlib.import_module("pcexport.config").load_config(str(tmp_path / "line3.yaml"), {})
 
 
+FIELD_TYPES = ("text", "number", "integer", "list", "table")
+
+
 def test_documented_result_lines_have_the_fields_of_real_ones(tiny_bundle: Path) -> None:
     image = cv2.imread(str(tiny_bundle / "samples/001.png"))
     frame = Frame("part.png", 0, image, None, 1.0)
@@ -343,17 +346,18 @@ def test_documented_result_lines_have_the_fields_of_real_ones(tiny_bundle: Path)
     assert real["regions"], "the tiny bundle's defective sample has a region"
     failed = result_record(Frame("bad.png", 0, None, "why", 0.0), None)
     text = sections(CLI_PAGE)["Results"]
-    shown, shown_failed = (json.loads(block) for block in code_blocks(text, "json"))
+    shown, shown_failed, shown_event = (json.loads(block) for block in code_blocks(text, "json"))
     assert list(shown) == list(real)
     assert list(shown["regions"][0]) == list(real["regions"][0])
     assert list(shown["timings_ms"]) == list(real["timings_ms"])
     assert list(shown_failed) == list(failed)
-    assert [row[0].strip("`") for row in table_rows(text)] == list(real)
+    fields = [row[0].strip("`") for row in table_rows(text) if len(row) == 3 and row[1] in FIELD_TYPES]
+    assert fields == list(real)
+    lost = Event("lost", "rtsp://***@10.0.0.5/ch1", {"reason": "no frame for 5 s", "retry_in_s": 0.5})
+    assert shown_event == event_record(lost, 1772352930.25)
 
-    stream = io.StringIO()
-    CsvWriter(stream)
     (header,) = code_blocks(text, "csv")
-    assert next(csv.reader([header.replace("\n", "")])) == stream.getvalue().strip().split(",")
+    assert next(csv.reader([header.replace("\n", "")])) == Csv().head().strip().split(",")
 
 
 def test_documented_environment_variables_are_read() -> None:

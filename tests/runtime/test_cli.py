@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 import pcrun
-from pcrun import cli
+from pcrun import cli_options
 from pcrun.cli_support import spread_values
 from pcrun.errors import BundleError
 from pcrun.run import find_bundle
 from pcrun.scoring import EXACTNESS_LEVELS
 from pcrun.search import SEARCH_NAMES
 from pcrun.session import PROVIDERS
+from pcrun.sinks.pictures import MAP_FORMATS
+from pcrun.sinks.text import FORMATS
+from pcrun.sources.view import ROTATIONS_DEG
 from tests.contract.damage import forge
 from tests.runtime.conftest import Run
 
@@ -77,9 +80,11 @@ class TestArguments:
 
     def test_the_choices_are_those_of_the_runtime(self) -> None:
         """Written down twice, because --help must not wait for numpy."""
-        assert ("auto", *SEARCH_NAMES) == cli._SEARCH_NAMES
-        assert cli._EXACTNESS_LEVELS == EXACTNESS_LEVELS
-        assert ("auto", *PROVIDERS) == cli._PROVIDER_NAMES
+        assert ("auto", *SEARCH_NAMES) == cli_options.SEARCH_CHOICES
+        assert cli_options.EXACTNESS_LEVELS == EXACTNESS_LEVELS
+        assert ("auto", *PROVIDERS) == cli_options.PROVIDER_NAMES
+        assert cli_options.FORMATS == FORMATS and cli_options.MAP_FORMATS == MAP_FORMATS
+        assert cli_options.ROTATIONS_DEG == ROTATIONS_DEG
 
     def test_help_and_import_are_quiet_and_load_nothing_heavy(self) -> None:
         script = (
@@ -113,7 +118,7 @@ class TestArguments:
     def test_exactly_one_source(self, run: Run, sources: list[str]) -> None:
         code, out, err = run("--bundle", "x.pcbundle", *sources)
         assert code == 2 and out == ""
-        assert "exactly one of --images, --video or --camera" in err
+        assert "exactly one of --images, --video, --camera, --watch or --stdin-frames" in err
 
     def test_a_file_without_its_option_is_explained(self, run: Run) -> None:
         code, _, err = run("--bundle", "x.pcbundle", "part.png")

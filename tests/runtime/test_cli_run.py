@@ -173,7 +173,7 @@ class TestScoring:
     def test_no_source_is_one_line_and_exit_code_2(
         self, run: Run, tiny_bundle: Path, arguments: list[str], words: str
     ) -> None:
-        code, out, err = run("--bundle", tiny_bundle, *arguments)
+        code, out, err = run("--bundle", tiny_bundle, "--provider", "cpu", *arguments)
         assert code == 2 and out == ""
         assert err.startswith(f"pcrun: error: {words}") and err.count("\n") == 1
 
@@ -330,5 +330,5 @@ class TestProcess:
         cut.write_bytes(cv2.imencode(".bmp", np.zeros((32, 48, 3), np.uint8))[1].tobytes()[:200])
         code, out, err = ended(pcrun_process("--bundle", tiny_bundle, "--images", cut, "--provider", "cpu"))
         assert code == 2 and len(records(out)) == 1 and err == ""
-        code, out, err = ended(pcrun_process("--bundle", tiny_bundle, "--camera", 99))
+        code, out, err = ended(pcrun_process("--bundle", tiny_bundle, "--camera", 99, "--provider", "cpu"))
         assert code == 2 and err.count("\n") == 1

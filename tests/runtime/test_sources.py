@@ -1,5 +1,6 @@
 """Frames from image files, videos and cameras: order, counts, and what is said when there are none."""
 
+import threading
 from pathlib import Path
 
 import cv2
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from pcrun.errors import SourceError
-from pcrun.sources import Camera, ImageFiles, VideoFile, expand_images
+from pcrun.sources import Event, Frame, Source
+from pcrun.sources.files import ImageFiles, VideoFile, expand_images
 
 GREY_STEP = 8
 
@@ -32,6 +34,13 @@ def write_video(path: Path, frames: int) -> Path:
 
 def images(*paths: object) -> ImageFiles:
     return ImageFiles(list(map(str, paths)), white_level_16bit=65535)
+
+
+def frames_of(source: Source) -> list[Frame]:
+    """All frames of a source that has no events."""
+    items = list(source.items(threading.Event()))
+    assert not any(isinstance(item, Event) for item in items)
+    return items  # type: ignore[return-value]
 
 
 class TestExpandImages:
@@ -85,7 +94,7 @@ class TestExpandImages:
 class TestImageFiles:
     def test_paths_keep_the_given_order(self, tmp_path: Path) -> None:
         paths = [write_image(tmp_path / f"{name}.png", value) for name, value in (("z", 10), ("a", 20))]
-        frames = list(images(*paths))
+        frames = frames_of(images(*paths))
         assert [(f.source, f.index, int(f.image[0, 0, 0])) for f in frames if f.image is not None] == [
             (str(paths[0]), 0, 10),
             (str(paths[1]), 1, 20),
@@ -96,7 +105,7 @@ class TestImageFiles:
         write_image(tmp_path / "a.png")
         (tmp_path / "b.png").write_bytes(b"no image")
         write_image(tmp_path / "c.png")
-        first, broken, last = images(tmp_path)
+        first, broken, last = frames_of(images(tmp_path))
         assert first.image is not None and last.image is not None
         assert broken.image is None and broken.index == 1 and broken.source.endswith("b.png")
         assert broken.error is not None and "b.png: not an image" in broken.error
@@ -105,7 +114,7 @@ class TestImageFiles:
         write_image(tmp_path / "a.png")
         source = images(tmp_path)
         (tmp_path / "a.png").unlink()
-        (frame,) = source
+        (frame,) = frames_of(source)
         assert frame.image is None and "No such file" in str(frame.error)
 
     def test_a_bad_path_is_known_before_the_first_frame(self, tmp_path: Path) -> None:
@@ -115,31 +124,31 @@ class TestImageFiles:
 
     def test_a_named_image_that_is_missing_is_a_frame_with_an_error(self, tmp_path: Path) -> None:
         good = write_image(tmp_path / "a.png")
-        found, missing = images(good, tmp_path / "gone.png")
+        found, missing = frames_of(images(good, tmp_path / "gone.png"))
         assert found.image is not None
         assert missing.image is None and "No such file" in str(missing.error)
 
     def test_a_dangling_link_in_a_folder_is_a_frame_with_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
-        (frame,) = images(tmp_path)
+        (frame,) = frames_of(images(tmp_path))
         assert frame.image is None and "No such file" in str(frame.error)
 
     def test_hidden_files_in_a_folder_are_not_frames(self, tmp_path: Path) -> None:
         good = write_image(tmp_path / "a.png")
         write_image(tmp_path / "._a.png")
-        assert [frame.source for frame in images(tmp_path)] == [str(good)]
+        assert [frame.source for frame in frames_of(images(tmp_path))] == [str(good)]
 
     def test_white_level_reaches_the_decoder(self, tmp_path: Path) -> None:
         path = tmp_path / "raw.png"
         path.write_bytes(cv2.imencode(".png", np.full((2, 2), 4095, np.uint16))[1].tobytes())
-        (frame,) = ImageFiles([path], white_level_16bit=4095)
+        (frame,) = frames_of(ImageFiles([path], white_level_16bit=4095))
         assert frame.image is not None and frame.image.min() == 255
 
 
 class TestVideoFile:
     def test_every_frame_once_and_in_order(self, tmp_path: Path) -> None:
         path = write_video(tmp_path / "v.avi", 30)
-        frames = list(VideoFile(path))
+        frames = frames_of(VideoFile(path))
         assert [f.index for f in frames] == list(range(30))
         assert {f.source for f in frames} == {str(path)} and all(f.error is None for f in frames)
         greys = [float(f.image.mean()) for f in frames if f.image is not None]
@@ -147,7 +156,7 @@ class TestVideoFile:
         assert frames[0].image is not None and frames[0].image.shape == (48, 64, 3)
 
     def test_frames_do_not_share_memory(self, tmp_path: Path) -> None:
-        frames = list(VideoFile(write_video(tmp_path / "v.avi", 3)))
+        frames = frames_of(VideoFile(write_video(tmp_path / "v.avi", 3)))
         assert frames[0].image is not None and frames[0].image.max() < GREY_STEP
 
     @pytest.mark.parametrize("share", [0.5, 0.8])
@@ -155,7 +164,7 @@ class TestVideoFile:
         whole = write_video(tmp_path / "v.avi", 60).read_bytes()
         cut = tmp_path / "cut.avi"
         cut.write_bytes(whole[: int(len(whole) * share)])
-        *good, last = VideoFile(cut)
+        *good, last = frames_of(VideoFile(cut))
         assert all(f.error is None for f in good) and len(good) < 60
         assert last.image is None and last.index == len(good)
         assert f"the video ended after {len(good)} of 60 frames" in str(last.error)
@@ -181,40 +190,21 @@ class TestVideoFile:
         with pytest.raises(SourceError, match="There is no video file"):
             VideoFile(tmp_path)
 
+    @pytest.mark.parametrize("fps, taken", [(25, 30), (12.5, 15), (5, 6), (1000, 30), (10, 12)])
+    def test_fps_takes_frames_of_the_videos_own_time(self, tmp_path: Path, fps: float, taken: int) -> None:
+        path = write_video(tmp_path / "v.avi", 30)  # at 25 frames a second
+        frames = frames_of(VideoFile(path, fps=fps))
+        assert len(frames) == taken and all(f.error is None for f in frames)
+        steps = np.diff([f.index for f in frames])
+        assert steps.max() - steps.min() <= 1 and frames[0].index == 0
+        # The index is the frame's own.
+        for frame in frames:
+            assert frame.image is not None
+            assert abs(float(frame.image.mean()) - GREY_STEP * frame.index) < GREY_STEP / 2
 
-class FakeCapture:
-    """A camera that delivers two grey frames and then nothing."""
-
-    def __init__(self, number: int) -> None:
-        self.left, self.released = 2, False
-
-    def isOpened(self) -> bool:
-        return True
-
-    def read(self) -> tuple[bool, np.ndarray | None]:
-        self.left -= 1
-        return (True, np.full((4, 6), 50, np.uint8)) if self.left >= 0 else (False, None)
-
-    def release(self) -> None:
-        self.released = True
-
-
-class TestCamera:
-    def test_a_camera_that_is_not_there(self) -> None:
-        with pytest.raises(SourceError, match="Camera 99 cannot be opened"):
-            Camera(99)
-
-    def test_a_camera_that_stops_ends_with_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
-        first, second, last = Camera(3)
-        assert (first.source, first.index, second.index, last.index) == ("camera:3", 0, 1, 2)
-        assert first.image is not None and first.image.shape == (4, 6, 3)
-        assert last.image is None and "stopped delivering" in str(last.error)
-
-    def test_a_caller_that_stops_early_releases_the_camera(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        made: list[FakeCapture] = []
-        monkeypatch.setattr(cv2, "VideoCapture", lambda n: made.append(FakeCapture(n)) or made[-1])
-        frames = iter(Camera(0))
-        next(frames)
-        frames.close()  # type: ignore[attr-defined]
-        assert made[0].released
+    def test_a_stop_ends_it_between_two_frames(self, tmp_path: Path) -> None:
+        stop = threading.Event()
+        items = VideoFile(write_video(tmp_path / "v.avi", 30)).items(stop)
+        next(items)
+        stop.set()
+        assert list(items) == []

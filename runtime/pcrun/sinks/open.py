@@ -1,0 +1,42 @@
+"""The sinks that the options of a run ask for."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from pcrun.sinks import Sink
+from pcrun.sinks.pictures import PictureSink
+from pcrun.sinks.text import FileSink, StreamSink, make_formatter
+
+if TYPE_CHECKING:
+    from pcrun.run import SinkOptions
+
+
+def open_sinks(options: "SinkOptions", *, live: bool) -> list[Sink]:
+    """Open what was asked for.
+
+    Args:
+        options: of the run.
+        live: whether the run has no end: files are then appended to.
+
+    Raises:
+        SinkError: one of them cannot be opened.
+    """
+    sinks: list[Sink] = [_text_sink(options, live=live)]
+    if options.save_overlays or options.save_maps:
+        sinks.append(PictureSink(options.save_overlays, options.save_maps, options.map_format))
+    return sinks
+
+
+def _text_sink(options: "SinkOptions", *, live: bool) -> Sink:
+    if options.output is None:
+        terminal = sys.stdout.isatty()
+        name = options.output_format or ("table" if terminal else "jsonl")
+        return StreamSink(sys.stdout, make_formatter(name, terminal=terminal))
+    by_suffix = "csv" if options.output.suffix == ".csv" else "jsonl"
+    return FileSink(
+        options.output,
+        make_formatter(options.output_format or by_suffix, terminal=False),
+        append=live,
+        rotate_bytes=round(options.rotate_mb * 1e6) if options.rotate_mb else None,
+        keep=options.keep,
+    )
