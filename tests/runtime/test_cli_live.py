@@ -5,6 +5,7 @@ import json
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -295,7 +296,7 @@ class TestOptions:
         height, width = NORMAL.shape[:2]
         command = ["--bundle", str(tiny_bundle), "--provider", "cpu", "--stdin-frames", f"{width}x{height}"]
         process = subprocess.run(
-            ["python", "-m", "pcrun.cli", *command],
+            [sys.executable, "-m", "pcrun.cli", *command],
             input=NORMAL.tobytes() + DEFECT.tobytes(),
             capture_output=True,
             check=False,
