@@ -69,6 +69,18 @@ class PropertyType(_AnyParamType):
         self.fail(f"{value!r} is not NAME=VALUE with a number, such as EXPOSURE=-6", param, ctx)
 
 
+class AddressType(_AnyParamType):
+    """[HOST:]PORT; the loopback where no host is given."""
+
+    name = "[HOST:]PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        host, _, port = str(value).rpartition(":")
+        if not port.isdecimal() or not 0 <= int(port) <= 65535:
+            self.fail(f"{value!r} is not [HOST:]PORT, such as 9100", param, ctx)
+        return host.strip("[]") or "127.0.0.1", int(port)
+
+
 def _all(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
     """Several options as one decorator; --help shows them in this order."""
 
@@ -273,6 +285,43 @@ sink_options = _all(
         default="npy",
         show_default=True,
         help="npy: float32 in L2 units. png: 16 bits, 65535 = 4 times the pixel threshold.",
+    ),
+    click.option(
+        "--evidence",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Keep anomalous frames: original, overlay and record; the newest ones.",
+    ),
+    click.option(
+        "--evidence-mb",
+        type=click.FloatRange(min=0, min_open=True),
+        default=500.0,
+        show_default=True,
+        metavar="MB",
+        help="At most so much of them.",
+    ),
+    click.option(
+        "--webhook",
+        multiple=True,
+        metavar="URL",
+        help="POST what is not normal, and events, as JSON; repeatable. $NAME is taken from the environment.",
+    ),
+    click.option("--webhook-all", is_flag=True, help="POST normal verdicts too."),
+    click.option(
+        "--mqtt",
+        multiple=True,
+        metavar="URL",
+        help="Publish results and events: mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC or mqtts://...; "
+        "repeatable.",
+    ),
+    click.option(
+        "--mqtt-qos", type=click.IntRange(0, 2), default=1, show_default=True, help="Quality of service."
+    ),
+    click.option("--mqtt-retain", is_flag=True, help="Let the broker keep the last result and event."),
+    click.option(
+        "--metrics",
+        type=AddressType(),
+        help="Serve Prometheus metrics at http://HOST:PORT/metrics; HOST is 127.0.0.1 where left out.",
     ),
     click.option(
         "--fail-on-anomaly",

@@ -56,6 +56,14 @@ class SinkOptions:
     save_overlays: Path | None = None
     save_maps: Path | None = None
     map_format: str = "npy"
+    evidence: Path | None = None
+    evidence_mb: float = 500.0
+    webhook: tuple[str, ...] = ()
+    webhook_all: bool = False
+    mqtt: tuple[str, ...] = ()
+    mqtt_qos: int = 1
+    mqtt_retain: bool = False
+    metrics: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ for needed in ("hnswlib", "onnx", "onnxruntime"):
     pytest.importorskip(needed, reason=f"{needed} is not installed: the tiny bundle is made with it")
 from tests.data.make_tiny_bundle import smooth_image, with_defect  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 NORMAL = smooth_image(np.random.default_rng(11))
 DEFECT = with_defect(NORMAL)
 
@@ -338,3 +339,63 @@ class TestOptions:
     ) -> None:
         code, out, err = run("--bundle", tiny_bundle, "--source", parts, *arguments)
         assert (code, out) == (2, "") and words in err
+
+
+@pytest.fixture(scope="module")
+def validator() -> Any:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    schema = json.loads((ROOT / "docs" / "results.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+class TestSchema:
+    """docs/results.schema.json says what every line is, and nothing else."""
+
+    def test_lines_of_files(self, validator: Any, run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+        for number, image in enumerate((NORMAL, DEFECT)):
+            cv2.imwrite(str(tmp_path / f"{number}.png"), image)
+        (tmp_path / "broken.png").write_bytes(b"x")
+        _, out, _ = run(
+            "--bundle", tiny_bundle, "--images", tmp_path, "--provider", "cpu", "--debounce", "1/2"
+        )
+        got = records(out)
+        assert {record["verdict"] for record in got} == {"normal", "anomalous", "error"}
+        for record in got:
+            validator.validate(record)
+
+    def test_lines_of_a_live_source(self, validator: Any, tiny_bundle: Path) -> None:
+        with mjpeg_server() as server, running(live(tiny_bundle, server.url)) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(5)]
+            server.kill()
+            while "lost" not in lines[-1]:
+                lines.append(process.stdout.readline())
+            server.start()
+            while "reconnected" not in lines[-1]:
+                lines.append(process.stdout.readline())
+            process.send_signal(signal.SIGTERM)
+            lines += ended(process)[1].splitlines()
+        got = records("".join(line.strip() + "\n" for line in lines if line.strip()))
+        assert {"connected", "lost", "reconnected", "stopped"} <= {r.get("event") for r in got}
+        for record in got:
+            validator.validate(record)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"verdict": "good"},
+            {"score": "3.5"},
+            {"age_ms": -1},
+            {"surprise": 1},
+            {"time": "2026-03-01 08:15:30"},
+            {"regions": [{"x": 1}]},
+            {"error": "why"},
+        ],
+        ids=str,
+    )
+    def test_it_refuses_what_is_none(self, validator: Any, wrong: dict[str, Any]) -> None:
+        from tests.runtime.test_outputs import RECORDS
+
+        validator.validate(RECORDS[0])
+        assert not validator.is_valid({**RECORDS[0], **wrong})

@@ -24,6 +24,25 @@ def open_sinks(options: "SinkOptions", *, live: bool) -> list[Sink]:
     sinks: list[Sink] = [_text_sink(options, live=live)]
     if options.save_overlays or options.save_maps:
         sinks.append(PictureSink(options.save_overlays, options.save_maps, options.map_format))
+    # Imported where they are asked for: libraries of the network would lengthen every start.
+    if options.evidence is not None:
+        from pcrun.sinks.evidence import EvidenceSink
+
+        sinks.append(EvidenceSink(options.evidence, max_bytes=round(options.evidence_mb * 1e6)))
+    if options.webhook:
+        from pcrun.sinks.webhook import WebhookSink
+
+        sinks += [WebhookSink(url, everything=options.webhook_all) for url in options.webhook]
+    if options.mqtt:
+        from pcrun.sinks.mqtt import MqttSink
+
+        sinks += [
+            MqttSink(address, qos=options.mqtt_qos, retain=options.mqtt_retain) for address in options.mqtt
+        ]
+    if options.metrics is not None:
+        from pcrun.sinks.metrics import MetricsSink
+
+        sinks.append(MetricsSink(*options.metrics))
     return sinks
 
 

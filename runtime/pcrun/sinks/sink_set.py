@@ -106,7 +106,8 @@ class SinkSet(Receiver):
                 call(sink)
             except SinkError as error:
                 if self._strict:
-                    raise
+                    named = sink.name in str(error)
+                    raise error if named else SinkError(f"{sink.name}: {error}") from error
                 if number not in self._failing:
                     self._failing[number] = before
                     news.append((sink, Event("sink_failed", sink.name, {"reason": str(error)})))
