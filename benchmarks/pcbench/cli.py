@@ -170,6 +170,40 @@ def coreset(
 
 
 @cli.command(context_settings=HELP_SETTINGS)
+@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Bundle that judges.")
+@click.option(
+    "--video", required=True, type=click.Path(path_type=Path), help="Shown as a live source, looped."
+)
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), default=10, show_default=True, help="How long."
+)
+@click.option(
+    "--fps", type=click.FloatRange(min=0, min_open=True), help="Of the source; the video's by default."
+)
+@click.option("--normal", is_flag=True, help="Judge every frame normal, as nearly all of a line are.")
+@click.option("--name", required=True, help="Title in reports.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result file (JSON).")
+def soak(
+    bundle: Path, video: Path, minutes: float, fps: float | None, normal: bool, name: str, output: Path
+) -> int:
+    """Run a line on a looped video: frames, latencies, memory and files, minute by minute."""
+    from pcbench.soak import measure_soak, minute_line, table
+
+    result = measure_soak(
+        bundle,
+        video,
+        minutes=minutes,
+        fps=fps,
+        normal=normal,
+        output=output,
+        name=name,
+        say=lambda minute: print(minute_line(minute), flush=True),
+    )
+    print(table(result))
+    return 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
 @click.option("--readme", type=click.Path(path_type=Path), default=Path("README.md"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=_RESULTS, show_default=True)
 @click.option("--check", is_flag=True, help="Only compare; exit with 1 when the README is out of date.")

@@ -131,6 +131,23 @@ def selftest(ctx: click.Context, /, **options: Any) -> int:
     return replay(options.pop("bundle") or _bundle_before(ctx), **options)
 
 
+@cli.command(context_settings=HELP_SETTINGS, short_help="Look at what this machine can do.")
+@bundle_option
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@debug_option
+@click.pass_context
+def doctor(ctx: click.Context, /, **options: Any) -> int:
+    """Look at processor, libraries, providers and cameras, and say how to repair what does not work.
+
+    Providers are tried by computing something. With --bundle that is replayed and timed as well.
+
+    Exit codes: 0 no problem, 1 at least one, 2 an error.
+    """
+    from pcrun.doctor import doctor as examine_here
+
+    return examine_here(options["bundle"] or _bundle_before(ctx), as_json=options["as_json"])
+
+
 @cli.command(context_settings=HELP_SETTINGS, short_help="Find the fastest settings on this machine.")
 @bundle_option
 @device_options

@@ -1,0 +1,241 @@
+"""`pcbench soak`: a line that runs for long. Are all frames accounted for, does memory stay where it is?"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pcbench.machine import machine_facts, versions
+from pcbench.results import save_result
+from pcrun.bundle import Bundle
+from pcrun.detector import NO_THRESHOLD, AnomalyDetector
+from pcrun.errors import SourceError
+from pcrun.pipeline import Line, Pipeline, Receiver, Verdict
+from pcrun.sources import Event
+from pcrun.sources.live import LiveSource
+from pcrun.types import UInt8Array
+
+_PERCENTILES = (50, 90, 99)
+_WARM_UP_MINUTES = 1
+
+
+class LoopedVideo:
+    """A camera that shows a video again and again, at its own rate and on time: slow takers miss frames.
+
+    Attributes:
+        frames: shown so far.
+    """
+
+    def __init__(self, path: Path, fps: float | None = None) -> None:
+        """Look at the file.
+
+        Raises:
+            SourceError: it cannot be decoded, or does not say its rate where `fps` is None.
+        """
+        self.name = str(path)
+        self.frames = 0
+        self._path = path
+        capture = self._opened()
+        self._fps = fps or float(capture.get(cv2.CAP_PROP_FPS))
+        capture.release()
+        if not self._fps > 0:
+            raise SourceError(f"{path} does not say its frame rate. Give one with --fps.")
+
+    def open(self) -> Any:
+        """See `pcrun.sources.opencv.Device.open`."""
+        self._capture = self._opened()
+        self._next = time.monotonic()
+        return self
+
+    def read(self) -> tuple[bool, UInt8Array | None]:
+        """As `cv2.VideoCapture.read`, when the frame is due."""
+        ok, image = self._capture.read()
+        if not ok:
+            self._capture.release()
+            self._capture = self._opened()
+            ok, image = self._capture.read()
+        self._next += 1 / self._fps
+        time.sleep(max(0.0, self._next - time.monotonic()))
+        self.frames += ok
+        return ok, image
+
+    def release(self) -> None:
+        """As `cv2.VideoCapture.release`."""
+        self._capture.release()
+
+    def _opened(self) -> cv2.VideoCapture:
+        capture = cv2.VideoCapture(str(self._path))
+        if not capture.isOpened():
+            raise SourceError(f"{self._path} cannot be opened as a video.")
+        return capture
+
+
+@dataclass
+class _Minute:
+    """What happened in one minute."""
+
+    scored: int = 0
+    dropped: int = 0
+    total_ms: list[float] = field(default_factory=list)
+    age_ms: list[float] = field(default_factory=list)
+
+    def summary(self, number: int) -> dict[str, Any]:
+        """Percentiles and resources at its end."""
+        return {
+            "minute": number,
+            "scored": self.scored,
+            "dropped": self.dropped,
+            "total_ms": _percentiles(self.total_ms),
+            "age_ms": _percentiles(self.age_ms),
+            "rss_mb": round(_resident_bytes() / 1e6, 2),
+            "files": _open_files(),
+            "threads": _threads(),
+        }
+
+
+class _Watch(Receiver):
+    """Collects minutes."""
+
+    def __init__(self, say: Callable[[dict[str, Any]], None]) -> None:
+        self.minutes: list[dict[str, Any]] = []
+        self.ages: list[float] = []
+        self.events: dict[str, int] = {}
+        self._say = say
+        self._current = _Minute()
+        self._ends = time.monotonic() + 60
+
+    def verdict(self, verdict: Verdict) -> None:
+        assert verdict.result is not None and verdict.age_ms is not None  # a live source of whole frames
+        self._current.scored += 1
+        self._current.dropped += verdict.dropped
+        self._current.total_ms.append(verdict.result.timings.total_ms)
+        self._current.age_ms.append(verdict.age_ms)
+        self.ages.append(verdict.age_ms)
+
+    def event(self, event: Event) -> None:
+        self.events[event.name] = self.events.get(event.name, 0) + 1
+
+    def idle(self) -> None:
+        if time.monotonic() >= self._ends:
+            self.finish_minute()
+
+    def finish_minute(self) -> None:
+        """Sum up and begin anew."""
+        if self._current.scored:
+            self.minutes.append(self._current.summary(len(self.minutes) + 1))
+            self._say(self.minutes[-1])
+        self._current = _Minute()
+        self._ends += 60
+
+
+def measure_soak(
+    bundle: Path,
+    video: Path,
+    *,
+    minutes: float,
+    fps: float | None,
+    normal: bool,
+    output: Path,
+    name: str,
+    say: Callable[[dict[str, Any]], None] = lambda minute: None,
+) -> dict[str, Any]:
+    """Run a line on a looped video, and save what each minute was like.
+
+    Args:
+        bundle: what judges.
+        video: shown as a live source.
+        minutes: how long.
+        fps: of the source; None is the video's own.
+        normal: judge every frame normal, as nearly all of a line are: the video need not fit the bundle.
+        output: result file.
+        name: title in reports.
+        say: called with each minute.
+    """
+    limit = NO_THRESHOLD if normal else None
+    detector = AnomalyDetector.load(Bundle.load(bundle), threshold=limit, pixel_threshold=limit)
+    device = LoopedVideo(video, fps)
+    line = Line(LiveSource(device), detector)
+    watch = _Watch(say)
+    Pipeline([line], watch, duration_s=minutes * 60).run()
+    watch.finish_minute()
+    result: dict[str, Any] = {
+        "name": name,
+        "machine": machine_facts(),
+        "versions": versions(),
+        "bank": detector.manifest.memory_bank.count,
+        "provider": f"{detector.provider} {detector.precision}",
+        "search": detector.search,
+        "device_profile": detector.profile is not None,
+        "fps": round(device._fps, 3),
+        "frames": device.frames,
+        "scored": line.scored,
+        "dropped": line.dropped,
+        # Those read when it was over.
+        "left_over": device.frames - line.scored - line.dropped,
+        "events": watch.events,
+        "age_ms": _percentiles(watch.ages),
+        "rss_slope_mb_per_minute": _slope(watch.minutes),
+        "minutes": watch.minutes,
+    }
+    save_result(output, "soak", result)
+    return result
+
+
+def _slope(minutes: list[dict[str, Any]]) -> float | None:
+    """Growth of resident memory by least squares, after the first minute; None for fewer than three."""
+    values = [minute["rss_mb"] for minute in minutes[_WARM_UP_MINUTES:]]
+    return round(float(np.polyfit(range(len(values)), values, 1)[0]), 3) if len(values) >= 2 else None
+
+
+def _percentiles(samples: list[float]) -> dict[str, float]:
+    return {f"p{p}": round(float(np.percentile(samples, p)), 2) for p in _PERCENTILES} if samples else {}
+
+
+def _resident_bytes() -> int:
+    """Resident memory now; where the system does not tell, the largest so far."""
+    import resource  # not everywhere
+
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return pages * resource.getpagesize()
+
+
+def _open_files() -> int | None:
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else None
+
+
+def _threads() -> int | None:
+    folder = Path("/proc/self/task")
+    return len(list(folder.iterdir())) if folder.is_dir() else None
+
+
+def table(result: dict[str, Any]) -> str:
+    """The totals for a terminal."""
+    slope = result["rss_slope_mb_per_minute"]
+    lines = [
+        f"{result['frames']} frames = {result['scored']} scored + {result['dropped']} dropped "
+        f"+ {result['left_over']} left over at the end",
+        f"age at verdict: {result['age_ms']} ms",
+        f"resident memory: {result['minutes'][-1]['rss_mb']} MB, "
+        + (f"{slope:+.3f} MB a minute after the first" if slope is not None else "too short for a slope"),
+    ]
+    return "\n".join(lines)
+
+
+def minute_line(minute: dict[str, Any]) -> str:
+    """One minute for a terminal."""
+    return (
+        f"minute {minute['minute']:>3}: {minute['scored']:>5} scored, {minute['dropped']:>4} dropped, "
+        f"total p50 {minute['total_ms']['p50']:.1f} p99 {minute['total_ms']['p99']:.1f} ms, "
+        f"age p99 {minute['age_ms']['p99']:.1f} ms, {minute['rss_mb']:.1f} MB, {minute['files']} files, "
+        f"{minute['threads']} threads"
+    )
