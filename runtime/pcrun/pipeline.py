@@ -10,6 +10,7 @@ import enum
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -141,6 +142,7 @@ class Pipeline:
         self._changed = threading.Condition()
         self._feeds = [Feed(line.source, self._changed, self._stopping) for line in lines]
         self._turn = 0
+        self._posted: deque[Event] = deque()
         self._dead: set[str] = set()
         self._alive = False
         self._last_dropped: dict[str, tuple[float, int]] = {}
@@ -148,6 +150,12 @@ class Pipeline:
     def stop(self) -> None:
         """End soon: what was taken from a source is still judged. May be called from a signal handler."""
         self._stopping.set()
+
+    def post(self, event: Event) -> None:
+        """Hand an event to the receiver, in its thread. May be called from any other."""
+        with self._changed:
+            self._posted.append(event)
+            self._changed.notify_all()
 
     @property
     def stopping(self) -> bool:
@@ -236,6 +244,8 @@ class Pipeline:
         """The next event, or the next frame of the line whose turn it is; None when none came in a while."""
         with self._changed:
             for attempt in range(2):
+                if self._posted:
+                    return self._posted.popleft()
                 for feed in self._feeds:
                     if feed.crash is not None:
                         raise feed.crash

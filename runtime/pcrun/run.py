@@ -18,8 +18,8 @@ from pcrun.debounce import Debounce
 from pcrun.detector import AnomalyDetector
 from pcrun.errors import BundleError
 from pcrun.pipeline import Line, Pipeline
+from pcrun.service import Reloader, Supervisor
 from pcrun.session import GPU_PROVIDERS
-from pcrun.sinks import Sink
 from pcrun.sinks.open import open_sinks
 from pcrun.sinks.sink_set import SinkSet
 from pcrun.sources import Source
@@ -104,8 +104,12 @@ def run(options: RunOptions) -> int:
         for source, detector in zip(sources, _one_each(detectors, len(sources)), strict=True)
     ]
     live = any(source.live for source in sources)
+    supervisor = Supervisor()
     sinks = open_sinks(options.sinks, live=live)
-    with closing(sinks, strict=not live, name_bundles=len(detectors) > 1) as receiver:
+    receiver = SinkSet(
+        sinks, strict=not live, say=say, name_bundles=len(detectors) > 1, on_idle=supervisor.alive
+    )
+    with closing(receiver):
         pipeline = Pipeline(
             lines,
             receiver,
@@ -113,7 +117,9 @@ def run(options: RunOptions) -> int:
             duration_s=options.duration_s,
             overlap=all(detector.provider in GPU_PROVIDERS for detector in detectors),
         )
-        with stopped_by_signals(pipeline) as stopped:
+        reloader = Reloader(lines, lambda: reloaded_detectors(options, len(lines)), pipeline.post, supervisor)
+        with stopped_by_signals(pipeline, supervisor, reloader) as stopped:
+            supervisor.ready(f"running {', '.join(bundle.manifest.name for bundle in bundles)}")
             pipeline.run()
     if stopped() and not live:
         raise KeyboardInterrupt  # not all of a batch was done
@@ -226,12 +232,17 @@ def described_settings(detector: AnomalyDetector) -> str:
     )
 
 
+def reloaded_detectors(options: RunOptions, lines: int) -> list[AnomalyDetector]:
+    """The bundles of a run opened again: a detector per line."""
+    bundles = [Bundle.load(path) for path in bundle_paths(options)]
+    return _one_each(load_detectors(bundles, options.detector), lines)
+
+
 @contextlib.contextmanager
-def closing(sinks: list[Sink], *, strict: bool, name_bundles: bool) -> Iterator[SinkSet]:
-    """The sinks as a receiver, closed at the end whatever happens."""
-    receiver = SinkSet(sinks, strict=strict, say=say, name_bundles=name_bundles)
+def closing(receiver: SinkSet) -> Iterator[None]:
+    """Close the sinks at the end, whatever happens."""
     try:
-        yield receiver
+        yield
     except BaseException:
         receiver.close(quiet=True)
         raise
@@ -239,10 +250,14 @@ def closing(sinks: list[Sink], *, strict: bool, name_bundles: bool) -> Iterator[
 
 
 @contextlib.contextmanager
-def stopped_by_signals(pipeline: Pipeline) -> Iterator[Callable[[], bool]]:
+def stopped_by_signals(
+    pipeline: Pipeline, supervisor: Supervisor, reloader: Reloader
+) -> Iterator[Callable[[], bool]]:
     """The first signal to stop lets frames on their way end well; a second one ends at once.
 
-    Gives a function that says whether there was one.
+    SIGHUP changes the bundle, unless there is a terminal: then it is the word of one that was closed.
+
+    Gives a function that says whether there was a signal to stop.
     """
     received: list[int] = []
 
@@ -250,7 +265,11 @@ def stopped_by_signals(pipeline: Pipeline) -> Iterator[Callable[[], bool]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
+        supervisor.stopping()
         pipeline.stop()
+
+    def reload(number: int, frame: FrameType | None) -> None:
+        reloader.request()
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -260,7 +279,8 @@ def stopped_by_signals(pipeline: Pipeline) -> Iterator[Callable[[], bool]]:
     # What is ignored stays so: `nohup` asked for it.
     before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
     for number in before:
-        signal.signal(number, stop)
+        hang_up = number == getattr(signal, "SIGHUP", None)
+        signal.signal(number, reload if hang_up and not _has_terminal() else stop)
     try:
         yield lambda: bool(received)
     finally:
@@ -281,6 +301,11 @@ def warnings_on_stderr() -> Iterator[None]:
 def say(text: str) -> None:
     """Tell a person, on standard error."""
     print(f"pcrun: {text}", file=sys.stderr, flush=True)
+
+
+def _has_terminal() -> bool:
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return any(stream is not None and not stream.closed and stream.isatty() for stream in streams)
 
 
 def _view(options: RunOptions) -> FrameView:

@@ -28,9 +28,9 @@ NORMAL = smooth_image(np.random.default_rng(11))
 DEFECT = with_defect(NORMAL)
 
 
-def live(tiny_bundle: Path, url: str, *options: object) -> "subprocess.Popen[str]":
+def live(tiny_bundle: Path, url: str, *options: object, **how: Any) -> "subprocess.Popen[str]":
     return pcrun_process(
-        "--bundle", tiny_bundle, "--source", url, "--provider", "cpu", "--stall-timeout", 2, *options
+        "--bundle", tiny_bundle, "--source", url, "--provider", "cpu", "--stall-timeout", 2, *options, **how
     )
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import http.server
 import json
+import os
+import shutil
 import subprocess
 import threading
 import time
@@ -254,6 +256,11 @@ class TestMetrics:
         first.close()
 
 
+def found_mosquitto() -> str | None:
+    """Debian puts it where only root's path leads."""
+    return shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+
+
 class Broker:
     """A real mosquitto."""
 
@@ -275,7 +282,9 @@ class Broker:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            ["mosquitto", "-c", str(self._config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [str(found_mosquitto()), "-c", str(self._config)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     def kill(self) -> None:
@@ -316,7 +325,7 @@ class Listener:
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
     pytest.importorskip("paho.mqtt.client", reason="paho-mqtt is not installed")
-    if not any(Path(folder, "mosquitto").exists() for folder in ("/usr/sbin", "/usr/local/sbin")):
+    if found_mosquitto() is None:
         pytest.skip("mosquitto is not installed")
     running = Broker(tmp_path)
     yield running

@@ -11,7 +11,7 @@ from pcrun.sinks.text import described
 from pcrun.sources import Event
 
 # Events that somebody at a terminal, or a service's log, should show as well.
-_FOR_PEOPLE = ("lost", "reconnected", "failed")
+_FOR_PEOPLE = ("lost", "reconnected", "failed", "reloaded", "reload_failed")
 
 
 class SinkSet(Receiver):
@@ -33,7 +33,7 @@ class SinkSet(Receiver):
         strict: bool,
         say: Callable[[str], None],
         name_bundles: bool = False,
-        on_verdict: Callable[[], None] = lambda: None,
+        on_idle: Callable[[], None] = lambda: None,
     ) -> None:
         """Take over the sinks.
 
@@ -42,13 +42,13 @@ class SinkSet(Receiver):
             strict: whether a failing sink ends the run, as for a batch of files that can be run again.
             say: tells a person what is wrong with a sink.
             name_bundles: whether records name the bundle.
-            on_verdict: called after each verdict was handed on.
+            on_idle: called whenever the run gets round to it, some times a second.
         """
         self._sinks = list(sinks)
         self._strict = strict
         self._say = say
         self._name_bundles = name_bundles
-        self._on_verdict = on_verdict
+        self._on_idle = on_idle
         # Of failing sinks, by number: what they had lost before.
         self._failing: dict[int, int] = {}
         self.counts = {"normal": 0, "anomalous": 0, "error": 0}
@@ -71,7 +71,10 @@ class SinkSet(Receiver):
         self.counts[record["verdict"]] += 1
         self.alarms += bool(verdict.alarm)
         self._hand(lambda sink: sink.verdict(verdict, record))
-        self._on_verdict()
+
+    def idle(self) -> None:
+        """See `Receiver.idle`."""
+        self._on_idle()
 
     def event(self, event: Event) -> None:
         """See `Receiver.event`."""
