@@ -34,6 +34,11 @@ pcexport build "$data" -o "$work/bank-10pct.pcbundle" --weights "$weights" --no-
 # Every patch of every image: a coreset of all would be the same rows.
 pcexport build "$data" -o "$work/bank-100pct.pcbundle" --weights "$weights" --no-evaluate --calibration none \
   --coreset random --coreset-ratio 1
+# Settings for this machine, with the build's own arithmetic, as a device would have them.
+export PCRUN_CACHE="$work/profiles"
+for size in 1pct 10pct; do
+  pcrun tune --bundle "$work/bank-$size.pcbundle" --provider cpu
+done
 pcbench search --bundle "$work/bank-1pct.pcbundle" --bundle "$work/bank-10pct.pcbundle" \
   --bundle "$work/bank-100pct.pcbundle" --normal "@$work/normal.txt" --defective "@$work/defective.txt" \
   --name "Magnetic Tile Defects, test images" -o "$results/search-mtd.json"

@@ -171,7 +171,7 @@ def _opencv() -> Finding:
     lacks = [name for name in ("ffmpeg", "gstreamer", "v4l2", "window") if not found[name]]
     text = f"{found['version']} with {', '.join(has)}" + (f", without {', '.join(lacks)}" if lacks else "")
     if not found["ffmpeg"]:
-        fix = "install opencv-python from PyPI, which has FFmpeg"
+        fix = "pip install opencv-python, which has FFmpeg"
         return Finding("opencv", PROBLEM, f"{text}: no videos and no network streams", fix, found)
     return Finding("opencv", OK, text, "", found)
 
