@@ -287,6 +287,20 @@ sink_options = _all(
         help="npy: float32 in L2 units. png: 16 bits, 65535 = 4 times the pixel threshold.",
     ),
     click.option(
+        "--save-video",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Save an MP4 of all frames with map, regions and verdict.",
+    ),
+    click.option(
+        "--video-fps",
+        type=click.FloatRange(min=0, min_open=True),
+        default=25.0,
+        show_default=True,
+        help="Frames a second when it is played.",
+    ),
+    click.option("--show", is_flag=True, help="Show frames and results in a window; q ends the run."),
+    click.option(
         "--evidence",
         type=click.Path(path_type=Path),
         metavar="DIR",

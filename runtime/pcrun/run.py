@@ -56,6 +56,9 @@ class SinkOptions:
     save_overlays: Path | None = None
     save_maps: Path | None = None
     map_format: str = "npy"
+    save_video: Path | None = None
+    video_fps: float = 25.0
+    show: bool = False
     evidence: Path | None = None
     evidence_mb: float = 500.0
     webhook: tuple[str, ...] = ()

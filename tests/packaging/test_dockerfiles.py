@@ -36,7 +36,9 @@ class TestDockerfile:
         for name, rest in instructions(path):
             for command in rest.split("&&") if name == "RUN" else []:
                 if " install " in command and "/pip " in command and "-c constraints.txt" not in command:
-                    packages = [word for word in shlex.split(command.split(" install ", 1)[1]) if word[0] != "-"]
+                    packages = [
+                        word for word in shlex.split(command.split(" install ", 1)[1]) if word[0] != "-"
+                    ]
                     loose = [p for p in packages if not re.search(r"[=<]\d|^\./|^\.$", p)]
                     assert loose == [] or "--no-deps" in command
 

@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pcrun.sinks import Sink
+from pcrun.sinks.moving import VideoSink, WindowSink
 from pcrun.sinks.pictures import PictureSink
 from pcrun.sinks.text import FileSink, StreamSink, make_formatter
 
@@ -24,6 +25,10 @@ def open_sinks(options: "SinkOptions", *, live: bool) -> list[Sink]:
     sinks: list[Sink] = [_text_sink(options, live=live)]
     if options.save_overlays or options.save_maps:
         sinks.append(PictureSink(options.save_overlays, options.save_maps, options.map_format))
+    if options.save_video is not None:
+        sinks.append(VideoSink(options.save_video, fps=options.video_fps))
+    if options.show:
+        sinks.append(WindowSink())
     # Imported where they are asked for: libraries of the network would lengthen every start.
     if options.evidence is not None:
         from pcrun.sinks.evidence import EvidenceSink
