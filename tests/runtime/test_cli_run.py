@@ -23,14 +23,16 @@ def pcrun_process(*arguments: object, **options: Any) -> "subprocess.Popen[str]"
     command = [sys.executable, "-m", "pcrun.cli", *map(str, arguments)]
     # As in a shell: output to a pipe is buffered.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    # A shell's background jobs ignore Ctrl-C, and so would their children: not what is tested here.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell's background jobs ignore signals, and so would their children: not what is tested here.
+    heeded = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, lambda *_: None) for number in heeded}
     try:
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
         )
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:

@@ -41,7 +41,9 @@ def server() -> Iterator[MjpegServer]:
 def heard(listener: socket.socket, word: str) -> list[str]:
     """Everything up to the first message that holds the word."""
     messages: list[str] = []
+    deadline = time.monotonic() + 15
     while not messages or word not in messages[-1]:
+        assert time.monotonic() < deadline, f"{word} was not heard"
         messages.append(listener.recv(4096).decode())
     return messages
 
