@@ -59,10 +59,9 @@ class Feed:
         self._next_index = frame.index + 1
         return frame, dropped
 
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the thread to end; whether it did."""
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread to end, at most so long."""
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:

@@ -157,11 +157,6 @@ class Pipeline:
             self._posted.append(event)
             self._changed.notify_all()
 
-    @property
-    def stopping(self) -> bool:
-        """Whether the end has begun."""
-        return self._stopping.is_set()
-
     def run(self) -> int:
         """Do it; gives the number of verdicts.
 

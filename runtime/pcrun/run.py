@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -204,7 +204,7 @@ def load_detectors(bundles: list[Bundle], options: DetectorOptions) -> list[Anom
 
 
 def load_detector(
-    bundle: Bundle, options: DetectorOptions, *, share_with: "list[AnomalyDetector] | None" = None
+    bundle: Bundle, options: DetectorOptions, *, share_with: Sequence[AnomalyDetector]
 ) -> AnomalyDetector:
     """The detector of one bundle; warnings go to standard error."""
     with warnings_on_stderr():
@@ -219,7 +219,7 @@ def load_detector(
             search=options.search,
             ef=options.ef,
             profile=not options.no_profile,
-            share_with=share_with or (),
+            share_with=share_with,
         )
 
 

@@ -28,11 +28,6 @@ class Supervisor:
         self._period_s = int(os.environ.get(_WATCHDOG_VARIABLE) or 0) / 1e6 / 3
         self._last = 0.0
 
-    @property
-    def listening(self) -> bool:
-        """Whether there is one."""
-        return self._address is not None
-
     def ready(self, status: str) -> None:
         """The line runs."""
         self._send(f"READY=1\nSTATUS={status}")

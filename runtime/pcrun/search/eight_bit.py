@@ -74,8 +74,9 @@ class QuantisedRows:
         self.view = view
         blocks = even_parts(len(rows), -(-len(rows) // block_rows))
         parts = [view.see(rows[block]) for block in blocks]
-        seen_lengths = np.concatenate([lengths_of(part) for part in parts])
-        lengths = seen_lengths if full_lengths is None else full_lengths
+        lengths = full_lengths
+        if lengths is None:
+            lengths = np.concatenate([lengths_of(part) for part in parts])
         self.grid = _make_grid(parts, float(lengths.max()), query_bits)
         quantised = [np.rint(part / self.grid.row_step).astype(np.int8) for part in parts]
         if full_lengths is None:

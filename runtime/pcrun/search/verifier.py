@@ -9,6 +9,7 @@ lengths of the two rounding errors:
 A row farther than that from the query is not nearer than the entry that is already known.
 """
 
+import functools
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +51,7 @@ class QuantisedVerifier:
             bits: of queries; None asks the processor.
         """
         self._rows = rows
-        self._exact = ExactSearch(rows, threads=threads)
+        self._exact_threads = threads
         centre = rows.mean(axis=0)
         view: View = Centred(centre) if basis is None else ProjectedWithRest(centre, basis)
         threads = max(1, min(threads, len(rows) // _SHARE_ROWS))
@@ -84,6 +85,11 @@ class QuantisedVerifier:
         with self._lock, blas_threads(1):
             found = [self._nearest(queries[part], distances[part], ids[part]) for part in parts]
         return np.concatenate([d for d, _ in found]), np.concatenate([i for _, i in found])
+
+    @functools.cached_property
+    def _exact(self) -> ExactSearch:
+        """Made when it is needed, which is seldom: it reads the whole bank."""
+        return ExactSearch(self._rows, threads=self._exact_threads)
 
     def _nearest(
         self, queries: FloatArray, distances: FloatArray, ids: Int64Array

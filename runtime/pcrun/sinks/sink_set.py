@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pcrun.errors import SinkError
 from pcrun.pipeline import Receiver, Verdict
 from pcrun.sinks import Sink
-from pcrun.sinks.record import event_record, result_record
+from pcrun.sinks.record import VERDICTS, event_record, result_record
 from pcrun.sinks.text import described
 from pcrun.sources import Event
 
@@ -51,7 +51,7 @@ class SinkSet(Receiver):
         self._on_idle = on_idle
         # Of failing sinks, by number: what they had lost before.
         self._failing: dict[int, int] = {}
-        self.counts = {"normal": 0, "anomalous": 0, "error": 0}
+        self.counts = dict.fromkeys(VERDICTS, 0)
         self.alarms = 0
         self.failed_sources = 0
 

@@ -50,12 +50,10 @@ class CameraDevice:
     def open(self) -> cv2.VideoCapture:
         """See `Device.open`."""
         capture = cv2.VideoCapture(self.number)
-        if not capture.isOpened():
-            capture.release()
-            raise SourceError(
-                f"Camera {self.number} cannot be opened. Expected a connected camera that no other program "
-                "uses."
-            )
+        _require_opened(
+            capture,
+            f"Camera {self.number} cannot be opened. Expected a connected camera that no other program uses.",
+        )
         set_properties(capture, self.properties, self.name)
         return capture
 
@@ -86,12 +84,11 @@ class StreamDevice:
         timeout_ms = round(self.timeout_s * 1e3)
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms]
         capture = cv2.VideoCapture(expanded(self.url), cv2.CAP_FFMPEG, limits)
-        if not capture.isOpened():
-            capture.release()
-            raise SourceError(
-                f"{self.name} cannot be opened. Expected a stream that answers within {self.timeout_s:g} s; "
-                "check address, user, password and network."
-            )
+        _require_opened(
+            capture,
+            f"{self.name} cannot be opened. Expected a stream that answers within {self.timeout_s:g} s; "
+            "check address, user, password and network.",
+        )
         set_properties(capture, self.properties, self.name)
         return capture
 
@@ -115,13 +112,18 @@ class GstreamerDevice:
                 "(Debian and Jetson: python3-opencv) in an environment made with --system-site-packages."
             )
         capture = cv2.VideoCapture(expanded(self.pipeline), cv2.CAP_GSTREAMER)
-        if not capture.isOpened():
-            capture.release()
-            raise SourceError(
-                f"GStreamer refuses the pipeline {redacted(self.pipeline)!r}. Try it with gst-launch-1.0; it "
-                "must end in `video/x-raw,format=BGR ! appsink drop=1 max-buffers=1`."
-            )
+        _require_opened(
+            capture,
+            f"GStreamer refuses the pipeline {redacted(self.pipeline)!r}. Try it with gst-launch-1.0; it "
+            "must end in `video/x-raw,format=BGR ! appsink drop=1 max-buffers=1`.",
+        )
         return capture
+
+
+def _require_opened(capture: cv2.VideoCapture, problem: str) -> None:
+    if not capture.isOpened():
+        capture.release()
+        raise SourceError(problem)
 
 
 def has_gstreamer() -> bool:
