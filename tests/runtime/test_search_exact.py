@@ -1,5 +1,6 @@
 """Brute force, in numpy and as an ONNX graph, against a loop in float64 that nobody can get wrong."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -170,3 +171,17 @@ def test_the_nearer_of_two_keeps_the_known_entry_in_a_tie() -> None:
     found = np.array([2, 2, 1], np.float32), np.array([20, 21, 22])
     distances, ids = nearer_of(known, found)
     assert distances.tolist() == [1, 2, 1] and ids.tolist() == [10, 11, 22]
+
+
+def test_no_thread_of_blas_is_left_spinning() -> None:
+    """They would take a core all the time at the rate of a camera."""
+    rows = np.random.default_rng(0).standard_normal((20_000, 384)).astype(np.float32)
+    search = ExactSearch(rows, threads=2)
+    time.sleep(0.5)  # those that other products have woken
+    spent = 0.0
+    for _ in range(5):
+        search.nearest(rows[:8])
+        before = time.process_time()
+        time.sleep(0.1)
+        spent += time.process_time() - before
+    assert spent < 0.15
