@@ -73,7 +73,7 @@ $(VENV)/.installed: $(INSTALL_INPUTS) | $(BIN)/pip
 	@touch $@
 
 $(VENV)/.installed-dev: $(INSTALL_INPUTS) | $(BIN)/pip
-	$(call install,export$(comma)cpu$(comma)openvino$(comma)mqtt$(comma)metrics$(comma)timm$(comma)dev)
+	$(call install,export$(comma)cpu$(comma)openvino$(comma)mqtt$(comma)metrics$(comma)web$(comma)timm$(comma)dev)
 	@touch $(VENV)/.installed $@
 
 comma := ,

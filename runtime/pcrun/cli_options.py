@@ -338,6 +338,12 @@ sink_options = _all(
         help="Serve Prometheus metrics at http://HOST:PORT/metrics; HOST is 127.0.0.1 where left out.",
     ),
     click.option(
+        "--serve",
+        type=AddressType(),
+        help="Serve a live page at http://HOST:PORT; HOST is 127.0.0.1 where left out. For any other, "
+        "$PCRUN_TOKEN must hold a token of 16 characters or more.",
+    ),
+    click.option(
         "--fail-on-anomaly",
         is_flag=True,
         help="Exit with 1 when any frame is anomalous (with --debounce: at an alarm).",

@@ -1,11 +1,13 @@
 """Pictures for people: the anomaly map over the image, with regions and verdict."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 
 from pcrun.preprocess import PreprocessSpec, map_on_original
-from pcrun.result import AnomalyResult
-from pcrun.sources.view import FrameView
+from pcrun.result import AnomalyResult, Region
+from pcrun.sources.view import FrameView, Roi
 from pcrun.types import FloatArray, UInt8Array
 
 _NORMAL_BGR = (80, 175, 76)
@@ -51,6 +53,47 @@ def draw_overlay(
     return _with_caption(blended, result, colour, line)
 
 
+def draw_small_overlay(
+    image_bgr: UInt8Array,
+    result: AnomalyResult,
+    spec: PreprocessSpec,
+    view: FrameView,
+    largest_px: int,
+) -> UInt8Array:
+    """`draw_overlay` on a smaller frame, at a fraction of its cost.
+
+    Args:
+        image_bgr, result, spec, view: as there.
+        largest_px: no side of the frame is drawn longer.
+    """
+    small = shrunk(image_bgr, largest_px)
+    height, width = small.shape[:2]
+    scale_y, scale_x = height / image_bgr.shape[0], width / image_bgr.shape[1]
+    regions = tuple(_scaled_region(region, scale_x, scale_y) for region in result.regions)
+    roi = view.roi
+    if roi is not None:
+        x, y = min(width - 1, round(roi.x * scale_x)), min(height - 1, round(roi.y * scale_y))
+        roi = Roi(
+            x,
+            y,
+            min(width - x, max(1, round(roi.width * scale_x))),
+            min(height - y, max(1, round(roi.height * scale_y))),
+        )
+    return draw_overlay(
+        small, dataclasses.replace(result, regions=regions), spec, dataclasses.replace(view, roi=roi)
+    )
+
+
+def shrunk(image_bgr: UInt8Array, largest_px: int) -> UInt8Array:
+    """The image so small that no side is longer; itself where none is."""
+    scale = largest_px / max(image_bgr.shape[:2])
+    if scale >= 1:
+        return image_bgr
+    size = tuple(max(1, round(side * scale)) for side in (image_bgr.shape[1], image_bgr.shape[0]))
+    smaller: UInt8Array = cv2.resize(image_bgr, size, interpolation=cv2.INTER_AREA)
+    return smaller
+
+
 def map_on_frame(
     anomaly_map: FloatArray, frame_hw: tuple[int, ...], spec: PreprocessSpec, view: FrameView
 ) -> FloatArray:
@@ -81,6 +124,16 @@ def _relative_heat(full_map: FloatArray, pixel_threshold: float) -> FloatArray:
     relative = (in_thresholds - _HEAT_FROM) / (_HEAT_TO - _HEAT_FROM)
     heat: FloatArray = np.clip(relative, 0, 1).astype(np.float32)
     return heat
+
+
+def _scaled_region(region: Region, scale_x: float, scale_y: float) -> Region:
+    return dataclasses.replace(
+        region,
+        x=round(region.x * scale_x),
+        y=round(region.y * scale_y),
+        width=max(1, round(region.width * scale_x)),
+        height=max(1, round(region.height * scale_y)),
+    )
 
 
 def _blend(image_bgr: UInt8Array, heat: FloatArray) -> UInt8Array:

@@ -43,6 +43,7 @@ class Verdict:
         dropped: frames of this source thrown away since the last verdict, because newer ones came.
         age_ms: from the moment the frame had been read to its verdict; None for sources that are not live.
         alarm: of `--debounce`; None without.
+        line: number of its line in the run.
     """
 
     frame: Frame
@@ -54,9 +55,10 @@ class Verdict:
     dropped: int
     age_ms: float | None
     alarm: bool | None
+    line: int = 0
 
 
-@dataclass
+@dataclass(eq=False)  # two lines may look alike
 class Line:
     """One source and how its frames are judged.
 
@@ -289,7 +291,16 @@ class Pipeline:
         line.dropped += job.dropped
         self._receiver.verdict(
             Verdict(
-                job.frame, job.image, line.view, result, job.error, job.detector, job.dropped, age_ms, alarm
+                frame=job.frame,
+                image=job.image,
+                view=line.view,
+                result=result,
+                error=job.error,
+                detector=job.detector,
+                dropped=job.dropped,
+                age_ms=age_ms,
+                alarm=alarm,
+                line=self._lines.index(line),
             )
         )
         if job.dropped:

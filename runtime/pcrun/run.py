@@ -26,6 +26,7 @@ from pcrun.sources import Source
 from pcrun.sources.files import ImageFiles
 from pcrun.sources.spec import SourceOptions, open_source
 from pcrun.sources.view import FrameView, Roi
+from pcrun.thresholds import ThresholdChanges
 
 BUNDLE_VARIABLE = "PCRUN_BUNDLE"
 
@@ -67,6 +68,7 @@ class SinkOptions:
     mqtt_qos: int = 1
     mqtt_retain: bool = False
     metrics: tuple[str, int] | None = None
+    serve: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,14 @@ def run(options: RunOptions) -> int:
     ]
     live = any(source.live for source in sources)
     supervisor = Supervisor()
-    sinks = open_sinks(options.sinks, live=live)
+    thresholds = ThresholdChanges(lines, pixel_threshold=options.detector.pixel_threshold)
+    sinks = open_sinks(options.sinks, lines, live=live, thresholds=thresholds, say=say)
     receiver = SinkSet(
-        sinks, strict=not live, say=say, name_bundles=len(detectors) > 1, on_idle=supervisor.alive
+        sinks,
+        strict=not live,
+        say=say,
+        name_bundles=len(detectors) > 1,
+        on_idle=(supervisor.alive, thresholds.apply),
     )
     with closing(receiver):
         pipeline = Pipeline(

@@ -92,6 +92,11 @@ class TestRecord:
         stages = {"decode": 0.5, "preprocess": 1, "embed": 2, "search": 3, "verify": 4, "map": 5}
         assert timings == stages | {"total": 15.5}
 
+    def test_the_wait_for_a_camera_is_not_in_the_total(self) -> None:
+        frame = Frame("camera:0", 0, np.zeros((4, 4, 3), np.uint8), None, 33.0, captured_at=1.7e9)
+        timings = result_record(frame, make_result())["timings_ms"]
+        assert timings["decode"] == 33 and timings["total"] == 15
+
     def test_verdicts(self) -> None:
         assert [record["verdict"] for record in RECORDS] == ["anomalous", "error", "normal"]
 

@@ -9,8 +9,8 @@ import cv2
 
 from pcrun.errors import BackendError, SinkError
 from pcrun.files import make_folder
+from pcrun.overlay import shrunk
 from pcrun.sinks.pictures import overlay_of
-from pcrun.types import UInt8Array
 
 if TYPE_CHECKING:
     from pcrun.pipeline import Verdict
@@ -100,7 +100,7 @@ class WindowSink:
         """See `Sink.verdict`."""
         if verdict.image is None or verdict.result is None:
             return
-        cv2.imshow(_WINDOW, _fitting(overlay_of(verdict, verdict.image, verdict.result)))
+        cv2.imshow(_WINDOW, shrunk(overlay_of(verdict, verdict.image, verdict.result), _LARGEST_WINDOW_PX))
         closed = cv2.getWindowProperty(_WINDOW, cv2.WND_PROP_VISIBLE) < 1
         if cv2.waitKey(1) & 0xFF in (ord("q"), 27) or closed:
             raise KeyboardInterrupt
@@ -111,11 +111,3 @@ class WindowSink:
     def close(self) -> None:
         """See `Sink.close`."""
         cv2.destroyWindow(_WINDOW)
-
-
-def _fitting(picture: UInt8Array) -> UInt8Array:
-    scale = _LARGEST_WINDOW_PX / max(picture.shape[:2])
-    if scale >= 1:
-        return picture
-    smaller: UInt8Array = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return smaller

@@ -1,6 +1,7 @@
 """The sinks that the options of a run ask for."""
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pcrun.sinks import Sink
@@ -9,15 +10,27 @@ from pcrun.sinks.pictures import PictureSink
 from pcrun.sinks.text import FileSink, StreamSink, make_formatter
 
 if TYPE_CHECKING:
+    from pcrun.pipeline import Line
     from pcrun.run import SinkOptions
+    from pcrun.thresholds import ThresholdChanges
 
 
-def open_sinks(options: "SinkOptions", *, live: bool) -> list[Sink]:
+def open_sinks(
+    options: "SinkOptions",
+    lines: "Sequence[Line]",
+    *,
+    live: bool,
+    thresholds: "ThresholdChanges",
+    say: Callable[[str], None],
+) -> list[Sink]:
     """Open what was asked for.
 
     Args:
         options: of the run.
+        lines: that will be shown.
         live: whether the run has no end: files are then appended to.
+        thresholds: take what a person changes on a page.
+        say: tells a person where something can be seen.
 
     Raises:
         SinkError: one of them cannot be opened.
@@ -48,6 +61,10 @@ def open_sinks(options: "SinkOptions", *, live: bool) -> list[Sink]:
         from pcrun.sinks.metrics import MetricsSink
 
         sinks.append(MetricsSink(*options.metrics))
+    if options.serve is not None:
+        from pcrun.page.sink import PageSink
+
+        sinks.append(PageSink(*options.serve, lines=lines, thresholds=thresholds, say=say))
     return sinks
 
 

@@ -71,10 +71,12 @@ def as_utf8(text: str) -> str:
 
 
 def _judged(frame: Frame, result: AnomalyResult, view: FrameView) -> dict[str, Any]:
+    # The read of a live source is mostly waiting for its next frame.
+    read_ms = frame.decode_ms if frame.captured_at is None else 0.0
     stages = {
         "decode_ms": frame.decode_ms,
         **dataclasses.asdict(result.timings),
-        "total_ms": frame.decode_ms + result.timings.total_ms,
+        "total_ms": read_ms + result.timings.total_ms,
     }
     return {
         "verdict": VERDICT_ANOMALOUS if result.is_anomalous else VERDICT_NORMAL,

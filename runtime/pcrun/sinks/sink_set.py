@@ -1,7 +1,7 @@
 """All sinks of a run: each may fail on its own without stopping the line."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pcrun.errors import SinkError
 from pcrun.pipeline import Receiver, Verdict
@@ -11,7 +11,7 @@ from pcrun.sinks.text import described
 from pcrun.sources import Event
 
 # Events that somebody at a terminal, or a service's log, should show as well.
-_FOR_PEOPLE = ("lost", "reconnected", "failed", "reloaded", "reload_failed")
+_FOR_PEOPLE = ("lost", "reconnected", "failed", "reloaded", "reload_failed", "threshold_changed")
 
 
 class SinkSet(Receiver):
@@ -33,7 +33,7 @@ class SinkSet(Receiver):
         strict: bool,
         say: Callable[[str], None],
         name_bundles: bool = False,
-        on_idle: Callable[[], None] = lambda: None,
+        on_idle: Sequence[Callable[[], Iterable[Event] | None]] = (),
     ) -> None:
         """Take over the sinks.
 
@@ -42,7 +42,7 @@ class SinkSet(Receiver):
             strict: whether a failing sink ends the run, as for a batch of files that can be run again.
             say: tells a person what is wrong with a sink.
             name_bundles: whether records name the bundle.
-            on_idle: called whenever the run gets round to it, some times a second.
+            on_idle: called whenever the run gets round to it, some times a second; may tell of events.
         """
         self._sinks = list(sinks)
         self._strict = strict
@@ -74,7 +74,9 @@ class SinkSet(Receiver):
 
     def idle(self) -> None:
         """See `Receiver.idle`."""
-        self._on_idle()
+        for work in self._on_idle:
+            for event in work() or ():
+                self.event(event)
 
     def event(self, event: Event) -> None:
         """See `Receiver.event`."""

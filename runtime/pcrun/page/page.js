@@ -1,0 +1,308 @@
+// Asks the run how it goes, twice a second, and shows it. All words from the run are set as text, never as HTML.
+import { ScoreChart } from "./chart.js";
+
+const STATE_EVERY_MS = 500;
+const FRAME_EVERY_MS = 200;
+const HISTORY_FRAMES = 1000;
+const TOKEN_KEY = "pcrun-token";
+
+// The read of a live source waits for the next frame.
+const NAMES = { age: "age at verdict", decode: "read, decode" };
+
+const find = (id) => document.getElementById(id);
+const page = { line: 0, state: null, trial: null, shownFrame: "", login: null };
+
+// ---- talking to the run
+
+if (location.hash.startsWith("#token=")) {
+  sessionStorage.setItem(TOKEN_KEY, decodeURIComponent(location.hash.slice("#token=".length)));
+  history.replaceState(null, "", location.pathname);
+}
+
+async function ask(path, options = {}) {
+  const token = sessionStorage.getItem(TOKEN_KEY);
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const response = await fetch(path, { ...options, headers, signal: AbortSignal.timeout(10000) });
+  if (response.status === 401 && (await login())) return ask(path, options);
+  if (!response.ok) {
+    const told = await response.json().catch(() => ({}));
+    throw new Error(told.error || `the run answers ${response.status}`);
+  }
+  return response;
+}
+
+/** Ask a person for the token; whether there is a new one. Several callers share one dialog. */
+function login() {
+  page.login ??= new Promise((resolve) => {
+    const dialog = find("login");
+    dialog.addEventListener("close", () => {
+      const given = dialog.returnValue === "ok" && find("token").value.trim();
+      if (given) sessionStorage.setItem(TOKEN_KEY, given);
+      find("token").value = "";
+      page.login = null;
+      resolve(Boolean(given));
+    }, { once: true });
+    dialog.returnValue = "";
+    dialog.showModal();
+  });
+  return page.login;
+}
+
+async function imageUrl(path) {
+  const response = await ask(path);
+  return response.status === 204 ? null : URL.createObjectURL(await response.blob());
+}
+
+function every(milliseconds, work) {
+  const round = async () => {
+    if (!document.hidden) await work();
+    setTimeout(round, milliseconds);
+  };
+  round();
+}
+
+// ---- words and numbers
+
+const number = (value) => (Math.abs(value) >= 1e30 ? "none" : Number(value.toPrecision(5)).toString());
+const clock = (time) => new Date(time).toLocaleTimeString();
+
+function fill(list, items, makeItem) {
+  list.replaceChildren(...items.map(makeItem));
+}
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+/** Fill a list anew only when it differs: what a person is about to click must stay where it is. */
+function fillWhenChanged(list, items, makeItem, signature = JSON.stringify(items)) {
+  if (list.signature !== signature) fill(list, items, makeItem);
+  list.signature = signature;
+}
+
+// ---- the parts of the page
+
+function showLines(lines) {
+  const nav = find("lines");
+  nav.hidden = lines.length < 2;
+  const names = lines.map((line) => line.name);
+  fillWhenChanged(nav, names, (name, index) => {
+    const button = element("button", { type: "button", textContent: name, title: name });
+    button.addEventListener("click", () => chooseLine(index));
+    return button;
+  });
+  lines.forEach((line, index) => {
+    const button = nav.children[index];
+    button.setAttribute("aria-pressed", String(index === page.line));
+    button.dataset.verdict = line.verdict ?? "";
+    button.dataset.state = line.state;
+  });
+}
+
+function chooseLine(index) {
+  page.line = index;
+  page.trial = null;
+  page.shownFrame = "";
+  find("trial-value").value = "";
+  find("trial-outcome").textContent = "";
+  refresh();
+}
+
+function showVerdict(line) {
+  const record = line.record;
+  find("verdict").dataset.verdict = record ? record.verdict : "none";
+  find("verdict-word").textContent = record ? record.verdict : "no frame yet";
+  let score = "";
+  if (record) {
+    score = record.verdict === "error" ? record.error : `${number(record.score)} / ${number(record.threshold)}`;
+  }
+  find("verdict-score").textContent = score;
+  find("alarm").hidden = !record?.alarm;
+  const name = record ? `${record.source} · frame ${record.frame}` : "";
+  find("frame-name").textContent = record?.time ? `${name} · ${clock(record.time)}` : name;
+}
+
+function showFacts(line) {
+  const counts = line.counts;
+  const state = line.reason ? `${line.state}: ${line.reason}` : line.state;
+  const facts = [
+    [line.live ? "camera" : "source", state, line.state === "lost" || line.state === "failed", Boolean(line.reason)],
+    ["frames per second", line.fps.toFixed(1)],
+    ["scored", counts.normal + counts.anomalous],
+    ["anomalous", counts.anomalous],
+    ["without verdict", counts.error, counts.error > 0],
+    ["dropped", line.dropped],
+    ["threshold", number(line.threshold)],
+    ["pixel threshold", number(line.pixel_threshold)],
+  ];
+  fill(find("facts"), facts, ([name, value, bad, wide]) =>
+    element("div", { className: wide ? "wide" : "" },
+      element("dt", { textContent: name }),
+      element("dd", { textContent: value, className: bad ? "bad" : "" })));
+}
+
+function showLatency(line) {
+  fill(find("stages"), Object.entries(line.latency_ms), ([stage, times]) =>
+    element("tr", { className: stage === "total" ? "total" : "" },
+      element("th", { scope: "row", textContent: NAMES[stage] ?? stage }),
+      ...["p50", "p90", "p99"].map((p) => element("td", { textContent: times[p].toFixed(1) }))));
+  find("runs-on").textContent = line.runs_on;
+}
+
+function showEvents(line) {
+  find("no-events").hidden = line.events.length > 0;
+  const known = new Set(["event", "source", "time"]);
+  fillWhenChanged(find("events"), line.events, (event) => {
+    const facts = Object.entries(event).filter(([key]) => !known.has(key)).map(([key, value]) =>
+      `${key.replaceAll("_", " ")} ${typeof value === "number" ? number(value) : value}`);
+    const words = [event.event.replaceAll("_", " "), ...(event.source === line.name ? [] : [event.source]), ...facts];
+    return element("li", {}, element("time", { dateTime: event.time, textContent: clock(event.time) }), words.join(" · "));
+  });
+}
+
+// Pictures of the gallery by line and number, so that each is fetched once.
+const pictures = new Map();
+
+function showGallery(line) {
+  find("no-anomalies").hidden = line.anomalies.length > 0;
+  const wanted = new Set(line.anomalies.map((anomaly) => `${page.line}/${anomaly.number}`));
+  for (const [key, url] of pictures) {
+    if (!wanted.has(key)) {
+      if (url) URL.revokeObjectURL(url);
+      pictures.delete(key);
+    }
+  }
+  for (const anomaly of line.anomalies) {
+    const key = `${page.line}/${anomaly.number}`;
+    if (!anomaly.painted || pictures.has(key)) continue;
+    pictures.set(key, null);
+    imageUrl(`/api/anomaly?line=${page.line}&number=${anomaly.number}`)
+      .then((url) => pictures.set(key, url), () => pictures.delete(key));
+  }
+  const shown = line.anomalies.map((anomaly) => [page.line, anomaly.number, pictures.get(`${page.line}/${anomaly.number}`)]);
+  fillWhenChanged(find("gallery"), line.anomalies, (anomaly) => {
+    const key = `${page.line}/${anomaly.number}`;
+    const caption = `${number(anomaly.score)} · frame ${anomaly.frame}` + (anomaly.time ? ` · ${clock(anomaly.time)}` : "");
+    const url = pictures.get(key);
+    const picture = url ? element("img", { src: url, alt: `anomalous frame ${anomaly.frame}` })
+      : element("div", { className: "unpainted" });
+    const button = element("button", { type: "button", title: anomaly.source }, picture,
+      element("span", { textContent: caption }));
+    button.addEventListener("click", () => url && enlarge(url, `${anomaly.source} · ${caption}`));
+    return element("li", {}, button);
+  }, JSON.stringify(shown));
+}
+
+function enlarge(url, caption) {
+  find("large-picture").src = url;
+  find("large-caption").textContent = caption;
+  find("large").showModal();
+}
+
+async function showFrame() {
+  const line = page.state?.line;
+  const key = line && `${page.line}/${line.number}/${find("heatmap").checked}`;
+  if (!line?.record || key === page.shownFrame) return;
+  try {
+    const url = await imageUrl(`/api/frame?line=${page.line}&heatmap=${find("heatmap").checked ? 1 : 0}`);
+    const image = find("frame");
+    find("no-frame").hidden = Boolean(url);
+    image.hidden = !url;
+    if (!url) {
+      find("no-frame").textContent = "this frame could not be read";
+      return;
+    }
+    const before = image.src;
+    image.src = url;
+    await image.decode().catch(() => undefined);
+    if (before) URL.revokeObjectURL(before);
+    page.shownFrame = key;
+  } catch {
+    // The state says that the run cannot be reached.
+  }
+}
+
+// ---- trying a threshold
+
+const chart = new ScoreChart(find("chart"), (value) => {
+  find("trial-value").value = number(value);
+  tryThreshold();
+});
+
+function tryThreshold() {
+  const text = find("trial-value").value;
+  const value = Number(text);
+  page.trial = text === "" || !Number.isFinite(value) ? null : value;
+  showTrial();
+}
+
+function showTrial() {
+  const line = page.state?.line;
+  if (!line) return;
+  chart.draw(line.history, line.threshold, page.trial, HISTORY_FRAMES);
+  find("trial-apply").disabled = page.trial === null || !line.history.length;
+  find("trial-value").placeholder = number(line.threshold);
+  if (page.trial === null) return;
+  const scores = line.history.map(([score]) => score).filter((score) => score !== null);
+  const was = line.history.filter(([, verdict]) => verdict === "anomalous").length;
+  const would = scores.filter((score) => score > page.trial).length;
+  find("trial-outcome").textContent =
+    `Of the last ${scores.length} frames ${was} were anomalous; with ${number(page.trial)} it would have been ${would}.`;
+}
+
+async function applyTrial(event) {
+  event.preventDefault();
+  if (page.trial === null) return;
+  const value = page.trial;
+  let outcome;
+  try {
+    await ask(`/api/threshold?line=${page.line}`, { method: "POST", body: JSON.stringify({ threshold: value }) });
+    page.trial = null;
+    find("trial-value").value = "";
+    outcome = `Applied: ${number(value)}.`;
+  } catch (error) {
+    outcome = `Not applied: ${error.message}`;
+  }
+  await refresh();
+  find("trial-outcome").textContent = outcome;
+}
+
+find("trial-value").addEventListener("input", tryThreshold);
+find("trial").addEventListener("submit", applyTrial);
+find("trial-reset").addEventListener("click", () => {
+  find("trial-value").value = "";
+  find("trial-outcome").textContent = "";
+  tryThreshold();
+});
+find("heatmap").addEventListener("change", showFrame);
+
+// ---- going round
+
+async function refresh() {
+  const link = find("link");
+  try {
+    const line = page.line;
+    const state = await (await ask(`/api/state?line=${line}`)).json();
+    if (line !== page.line) return; // another one was chosen meanwhile
+    page.state = state;
+    link.textContent = `live · ${state.version}`;
+    link.className = "chip good";
+    find("bundle").textContent = state.line.bundle;
+    document.title = `${state.line.record?.verdict ?? "waiting"} · ${state.line.name}`;
+    showLines(state.lines);
+    showVerdict(state.line);
+    showFacts(state.line);
+    showLatency(state.line);
+    showEvents(state.line);
+    showGallery(state.line);
+    showTrial();
+  } catch (error) {
+    link.textContent = error.name === "TypeError" ? "the run cannot be reached" : error.message;
+    link.className = "chip bad";
+  }
+}
+
+every(STATE_EVERY_MS, refresh);
+every(FRAME_EVERY_MS, showFrame);
