@@ -111,7 +111,13 @@ def run(options: RunOptions) -> int:
     live = any(source.live for source in sources)
     supervisor = Supervisor()
     thresholds = ThresholdChanges(lines, pixel_threshold=options.detector.pixel_threshold)
-    sinks = open_sinks(options.sinks, lines, live=live, thresholds=thresholds, say=say)
+    closed = threading.Event()
+
+    def close_window() -> None:
+        closed.set()
+        pipeline.stop()
+
+    sinks = open_sinks(options.sinks, lines, live=live, thresholds=thresholds, say=say, stop=close_window)
     receiver = SinkSet(
         sinks,
         strict=not live,
@@ -131,7 +137,7 @@ def run(options: RunOptions) -> int:
         with stopped_by_signals(pipeline, supervisor, reloader) as stopped:
             supervisor.ready(f"running {', '.join(bundle.manifest.name for bundle in bundles)}")
             pipeline.run()
-    if stopped() and not live:
+    if (stopped() or closed.is_set()) and not live:
         raise KeyboardInterrupt  # not all of a batch was done
     if receiver.counts["error"] or receiver.failed_sources:
         return EXIT_ERROR

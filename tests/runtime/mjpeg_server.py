@@ -1,8 +1,10 @@
 """A camera on the network: serves motion JPEG over HTTP, to be killed, stalled and started again.
 
     python mjpeg_server.py PORT [--fps N] [--first N] [--stall-after N] [--size WxH]
+                                [--damage KIND]
 
-Frame n is a stripe pattern from which `number_in` reads n again.
+Frame n is a stripe pattern from which `number_in` reads n again. Each tenth frame is damaged as KIND says: cut
+off in its middle, filled with noise, of another size, or black.
 """
 
 import argparse
@@ -30,6 +32,22 @@ def number_in(image: np.ndarray) -> int:
     return sum(int(stripe.mean() > 128) << bit for bit, stripe in enumerate(stripes))
 
 
+def encoded(number: int, width: int, height: int, damage: str | None) -> bytes:
+    """A frame as JPEG, or what a bad connection makes of it."""
+    frame = numbered_frame(number, width, height)
+    if damage == "size":
+        frame = numbered_frame(number, width * 2, height * 2)
+    elif damage == "black":
+        frame[:] = 0
+    data = cv2.imencode(".jpg", frame)[1].tobytes()
+    if damage == "cut":
+        data = data[: len(data) * 2 // 3]
+    elif damage == "noise":
+        noise = np.random.default_rng(number).integers(0, 256, len(data) // 2, np.uint8).tobytes()
+        data = data[: len(data) - len(noise)] + noise
+    return data
+
+
 class _Handler(socketserver.BaseRequestHandler):
     options: argparse.Namespace
     sent = 0
@@ -47,7 +65,7 @@ class _Handler(socketserver.BaseRequestHandler):
                     time.sleep(3600)
                 number = options.first + _Handler.sent
                 _Handler.sent += 1
-                data = cv2.imencode(".jpg", numbered_frame(number, width, height))[1].tobytes()
+                data = encoded(number, width, height, options.damage if number % 10 == 9 else None)
                 head = f"Content-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()
                 self.request.sendall(b"--" + _BOUNDARY + b"\r\n" + head + data + b"\r\n")
                 time.sleep(1 / options.fps)
@@ -68,6 +86,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--stall-after", type=int, default=0)
     parser.add_argument("--size", default="64x48")
+    parser.add_argument("--damage", choices=["cut", "noise", "size", "black"])
     _Handler.options = parser.parse_args()
     with _Server(("127.0.0.1", _Handler.options.port), _Handler) as server:
         print("ready", flush=True)

@@ -298,6 +298,33 @@ class TestRealStream:
         assert 0.6 < times[-1] - times[-2] < 2.0
         assert isinstance(items[-1], Event) and "no frame for 0.7 s" in items[-1].detail["reason"]
 
+    @pytest.mark.parametrize("damage", ["cut", "noise"])
+    def test_a_corrupt_frame_is_no_frame(self, quiet: None, damage: str) -> None:
+        """The stream is opened anew; what a decoder would make of the damaged one is never given."""
+        with mjpeg_server("--damage", damage) as server:
+            items = taken(self.source(server.url), self.frames_after(40), limit_s=20)
+        assert events(items).count("lost") >= 3
+        assert events(items).count("reconnected") >= 3
+        seen = numbers(items)
+        assert seen == sorted(set(seen))
+        assert not [number for number in seen if number % 10 == 9]
+
+    def test_a_black_frame_is_a_frame_as_it_is(self, quiet: None) -> None:
+        with mjpeg_server("--damage", "black") as server:
+            items = taken(self.source(server.url), self.frames_after(30))
+        assert events(items) == ["connected"]
+        black = [item for item in items if isinstance(item, Frame) and item.image is not None]
+        assert any(not frame.image.any() for frame in black if frame.image is not None)
+
+    def test_a_frame_of_another_size_stops_nothing(self, quiet: None) -> None:
+        """OpenCV brings it to the size of the first one."""
+        with mjpeg_server("--damage", "size") as server:
+            items = taken(self.source(server.url), self.frames_after(30))
+        assert events(items) == ["connected"]
+        shapes = {item.image.shape for item in items if isinstance(item, Frame) and item.image is not None}
+        assert shapes == {(48, 64, 3)}
+        assert [number for number in numbers(items) if number % 10 == 9]
+
 
 def test_a_cameras_items_end_when_the_caller_stops_early() -> None:
     capture = FakeCapture(0, 10_000)

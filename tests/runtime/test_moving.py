@@ -82,7 +82,7 @@ class TestWindow:
         for name in ("DISPLAY", "WAYLAND_DISPLAY"):
             monkeypatch.delenv(name, raising=False)
         with pytest.raises(BackendError, match="no screen"):
-            WindowSink()
+            WindowSink(print)
 
     def test_an_opencv_without_windows_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*arguments: Any) -> None:
@@ -91,12 +91,12 @@ class TestWindow:
         monkeypatch.setenv("DISPLAY", ":0")
         monkeypatch.setattr(cv2, "namedWindow", refuse)
         with pytest.raises(BackendError, match="no windows"):
-            WindowSink()
+            WindowSink(print)
 
     def test_large_frames_are_shown_smaller(self, monkeypatch: pytest.MonkeyPatch) -> None:
         window = FakeWindow()
         window.install(monkeypatch)
-        sink = WindowSink()
+        sink = WindowSink(print)
         for side in (100, 3000):
             sink.verdict(make_verdict(frame(0, side, side), make_result()), {})
         assert window.shown[0][1] == 100 and max(window.shown[1][:2]) <= 1280
@@ -108,5 +108,7 @@ class TestWindow:
         window = FakeWindow()
         window.key, window.visible = key, visible
         window.install(monkeypatch)
-        with pytest.raises(KeyboardInterrupt):
-            WindowSink().verdict(make_verdict(frame(0), make_result()), {})
+        stops: list[int] = []
+        sink = WindowSink(lambda: stops.append(1))
+        sink.verdict(make_verdict(frame(0), make_result()), {})
+        assert stops == [1]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,13 +78,17 @@ class WindowSink:
 
     name = "window"
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Callable[[], None]) -> None:
         """Look whether there can be a window.
+
+        Args:
+            stop: ends the run as a person wants it.
 
         Raises:
             BackendError: there is no screen, or this OpenCV has no windows.
         """
         self.lost = 0
+        self._stop = stop
         screen = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
         # Without one, the library behind the window ends the process.
         if sys.platform.startswith("linux") and not screen:
@@ -103,7 +108,7 @@ class WindowSink:
         cv2.imshow(_WINDOW, shrunk(overlay_of(verdict, verdict.image, verdict.result), _LARGEST_WINDOW_PX))
         closed = cv2.getWindowProperty(_WINDOW, cv2.WND_PROP_VISIBLE) < 1
         if cv2.waitKey(1) & 0xFF in (ord("q"), 27) or closed:
-            raise KeyboardInterrupt
+            self._stop()
 
     def event(self, record: dict[str, Any]) -> None:
         """See `Sink.event`."""

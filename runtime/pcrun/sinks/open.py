@@ -22,6 +22,7 @@ def open_sinks(
     live: bool,
     thresholds: "ThresholdChanges",
     say: Callable[[str], None],
+    stop: Callable[[], None],
 ) -> list[Sink]:
     """Open what was asked for.
 
@@ -31,6 +32,7 @@ def open_sinks(
         live: whether the run has no end: files are then appended to.
         thresholds: take what a person changes on a page.
         say: tells a person where something can be seen.
+        stop: ends the run as a person wants it.
 
     Raises:
         SinkError: one of them cannot be opened.
@@ -41,7 +43,7 @@ def open_sinks(
     if options.save_video is not None:
         sinks.append(VideoSink(options.save_video, fps=options.video_fps))
     if options.show:
-        sinks.append(WindowSink())
+        sinks.append(WindowSink(stop))
     # Imported where they are asked for: libraries of the network would lengthen every start.
     if options.evidence is not None:
         from pcrun.sinks.evidence import EvidenceSink
