@@ -3,8 +3,8 @@
     python mjpeg_server.py PORT [--fps N] [--first N] [--stall-after N] [--size WxH]
                                 [--damage KIND]
 
-Frame n is a stripe pattern from which `number_in` reads n again. Each tenth frame is damaged as KIND says: cut
-off in its middle, filled with noise, of another size, or black.
+Frame n is a stripe pattern from which `number_in` reads n again. Each tenth frame is damaged as KIND says:
+cut off in its middle, filled with noise, of another size, or black.
 """
 
 import argparse
