@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from pcexport.config import BuildConfig, load_config, recipe_names
+from pcexport.config import BuildConfig, Layout, load_config, recipe_names
 from pcrun._version import __version__
-from pcrun.cli_support import HELP_SETTINGS, debug_option, run_command
+from pcrun.cli_options import EXACTNESS_LEVELS, device_options, profile_option
+from pcrun.cli_support import HELP_SETTINGS, FiniteFloat, debug_option, run_command
 
 
 @click.group(context_settings=HELP_SETTINGS)
@@ -82,6 +83,65 @@ def build(data: str, output: Path, recipe: str | None, force: bool, as_json: boo
     else:
         print_summary(summary)
     return 0
+
+
+@cli.command("eval", context_settings=HELP_SETTINGS)
+@click.argument("arguments", metavar="BUNDLE DATA", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="REPORT.html",
+    help="Write a report, with .json and .csv beside it.",
+)
+@click.option(
+    "--compare", is_flag=True, help="Several bundles side by side: --compare BUNDLE BUNDLE ... DATA."
+)
+@click.option(
+    "--layout",
+    type=click.Choice(typing.get_args(Layout)),
+    default="auto",
+    show_default=True,
+    help="How DATA is read.",
+)
+@click.option(
+    "--threshold",
+    type=FiniteFloat(),
+    help="Instead of the bundle's (L2 units); the pixel threshold moves in proportion.",
+)
+@click.option("--pixel-threshold", type=FiniteFloat(), help="Instead of the bundle's (L2 units).")
+@device_options
+@click.option(
+    "--exactness",
+    type=click.Choice(EXACTNESS_LEVELS),
+    default="mask",
+    show_default=True,
+    help="As for pcrun; full makes the map exact everywhere.",
+)
+@profile_option
+@click.option("--strict", is_flag=True, help="Stop at the first unreadable image.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@debug_option
+def evaluate(
+    arguments: tuple[str, ...], output: Path | None, compare: bool, as_json: bool, **options: Any
+) -> int:
+    """Evaluate BUNDLE on the images of DATA, labelled or not, through the runtime.
+
+    \b
+    pcexport eval bottle.pcbundle parts/bottle -o report.html
+    pcexport eval --compare fp32.pcbundle int8.pcbundle parts/bottle
+    """
+    *bundles, data = arguments
+    if (not bundles) or (len(bundles) < 2) == compare:
+        wanted = "--compare BUNDLE BUNDLE ... DATA" if compare else "BUNDLE DATA"
+        raise click.UsageError(f"Expected {wanted}, got {len(arguments)} arguments.")
+    if output is not None and output.suffix != ".html":
+        raise click.UsageError(
+            f"{output} does not end in .html. Expected the report's name; .json and .csv follow."
+        )
+    from pcexport.evaluation.command import evaluate_here
+
+    return evaluate_here([Path(bundle) for bundle in bundles], data, output, as_json=as_json, **options)
 
 
 @cli.command(context_settings=HELP_SETTINGS)

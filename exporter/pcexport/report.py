@@ -6,14 +6,12 @@ paths: two equal builds give equal bytes.
 
 import base64
 import dataclasses
-import importlib.resources
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import jinja2
 import numpy as np
 
 from pcexport.calibration import images_needed, shortage_warning
@@ -21,15 +19,7 @@ from pcexport.evaluate import TestScore
 from pcexport.golden import spread
 from pcexport.images import ImageReader
 from pcexport.report_chart import ScoreGroup, draw_scores
-from pcexport.report_format import (
-    format_bytes,
-    format_count,
-    format_l2,
-    format_rate,
-    format_small,
-    format_value,
-    out_of,
-)
+from pcexport.report_page import page_environment
 from pcexport.thresholds import NormalScores
 from pcrun.detector import AnomalyDetector
 from pcrun.manifest import Manifest, ThresholdSpec
@@ -95,8 +85,8 @@ def write_report(
     threshold = manifest.scoring.threshold
     groups = group_scores(scores, test_scores, threshold)
     page = (
-        _environment()
-        .from_string(_template())
+        page_environment()
+        .get_template(_TEMPLATE)
         .render(
             m=manifest,
             threshold=threshold,
@@ -218,23 +208,3 @@ def _overlay_uri(
     overlay = draw_overlay(image, shown, spec)[-image.shape[0] :]
     _, encoded = cv2.imencode(".jpg", overlay, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
-
-
-def _template() -> str:
-    return importlib.resources.files("pcexport").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        l2=format_l2,
-        rate=format_rate,
-        count=format_count,
-        small=format_small,
-        bytes=format_bytes,
-        value=format_value,
-    )
-    environment.globals.update(out_of=out_of)
-    return environment

@@ -1,0 +1,226 @@
+"""`pcexport eval`: the whole job."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcexport.datasets import Dataset, TestImage, find_dataset
+from pcexport.evaluation.metrics import Metrics, evaluate
+from pcexport.evaluation.scored import ScoredImage, score_images
+from pcexport.images import ImageReader
+from pcexport.progress import Steps
+from pcrun.bundle import Bundle
+from pcrun.detector import NO_THRESHOLD, AnomalyDetector
+from pcrun.machine import machine_facts, versions
+from pcrun.manifest import Manifest
+from pcrun.records import to_jsonable
+
+_LATENCY_PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How to evaluate, as given; the options of the runtime are those of `pcrun`.
+
+    Attributes:
+        layout: of the data, or "auto".
+        strict: stop at the first unreadable image.
+    """
+
+    layout: str = "auto"
+    provider: str = "auto"
+    precision: str | None = None
+    threads: int = 0
+    exactness: str = "mask"
+    threshold: float | None = None
+    pixel_threshold: float | None = None
+    no_profile: bool = False
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a bundle did on some images.
+
+    Attributes:
+        bundle: path as given.
+        manifest, digest, bytes: of the bundle.
+        data: name and layout of the data.
+        threshold, pixel_threshold: in force, L2 units.
+        scored: every image that could be read.
+        skipped: images that could not.
+        metrics: None where nothing is labelled.
+        runs_on: provider, precision, search and so on, as they really were.
+        latency_ms: per stage p50, p90 and p99; decoding is not part of it.
+        machine, versions: what the latencies were taken on.
+        warnings: everything a person should know.
+    """
+
+    bundle: str
+    manifest: Manifest
+    digest: str
+    bytes: int
+    data: dict[str, str]
+    threshold: float
+    pixel_threshold: float
+    scored: tuple[ScoredImage, ...]
+    skipped: int
+    metrics: Metrics | None
+    runs_on: dict[str, Any]
+    latency_ms: dict[str, dict[str, float]]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    warnings: tuple[str, ...]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images are known to be normal or defective."""
+        return self.metrics is not None
+
+    def of_label(self, label: str) -> list[ScoredImage]:
+        """Images that are "normal", "defective" or "unlabelled"."""
+        return [image for image in self.scored if image.label == label]
+
+
+def evaluate_bundle(
+    bundle: Path, data: str, options: EvaluationOptions, steps: Steps
+) -> tuple[Evaluation, AnomalyDetector, Dataset]:
+    """Score a data set with a bundle through the runtime, and sum up.
+
+    Gives the detector and the data too, for pictures.
+
+    Raises:
+        BuildError: there is nothing to evaluate on, or labels and masks contradict each other.
+        BundleError, BackendError: the bundle cannot be run as asked.
+    """
+    dataset = find_dataset(data, options.layout)
+    opened = Bundle.load(bundle)
+    detector = open_detector(opened, options, steps)
+    images, labelled = images_of(dataset)
+    if not labelled:
+        steps.warn(
+            f"{data} (layout {dataset.layout}) has no labelled images: scores are shown, accuracy cannot be"
+        )
+    reader = ImageReader(
+        dataset.root,
+        white_level_16bit=opened.manifest.preprocess.white_level_16bit,
+        strict=options.strict,
+        warn=steps.warn,
+    )
+    with steps.step(f"score {opened.manifest.name}", len(images)) as step:
+        scored = score_images(images, reader, detector, step, labelled=labelled)
+    metrics = None
+    if labelled:
+        with steps.step("metrics"):
+            metrics = evaluate(scored)
+        _warn_of_missing_masks(scored, steps)
+    evaluation = Evaluation(
+        bundle=str(bundle),
+        manifest=opened.manifest,
+        digest=opened.digest,
+        bytes=sum(entry.bytes for entry in opened.manifest.files.values()),
+        data={"name": dataset.name, "layout": dataset.layout},
+        threshold=detector.threshold,
+        pixel_threshold=detector.pixel_threshold,
+        scored=tuple(scored),
+        skipped=reader.skipped,
+        metrics=metrics,
+        runs_on=_runs_on(detector),
+        latency_ms=_latencies(scored),
+        machine=machine_facts(),
+        versions=versions(),
+        warnings=tuple(steps.warnings),
+    )
+    return evaluation, detector, dataset
+
+
+def open_detector(bundle: Bundle, options: EvaluationOptions, steps: Steps) -> AnomalyDetector:
+    """The detector as `pcrun` would open it; a bundle without threshold calls nothing anomalous."""
+    threshold, pixel_threshold = options.threshold, options.pixel_threshold
+    if bundle.manifest.scoring.threshold is None and threshold is None:
+        steps.warn("the bundle has no threshold: nothing is called anomalous; give one with --threshold")
+        threshold, pixel_threshold = NO_THRESHOLD, pixel_threshold or NO_THRESHOLD
+    with steps.own_warnings():
+        return AnomalyDetector.load(
+            bundle,
+            provider=options.provider,
+            precision=options.precision,
+            threads=options.threads,
+            threshold=threshold,
+            pixel_threshold=pixel_threshold,
+            exactness=options.exactness,
+            profile=not options.no_profile,
+        )
+
+
+def images_of(dataset: Dataset) -> tuple[tuple[TestImage, ...], bool]:
+    """The labelled test images; where there are none, all images as unlabelled ones."""
+    if dataset.test:
+        return dataset.test, True
+    return tuple(TestImage(path, None) for path in dataset.normal), False
+
+
+def _warn_of_missing_masks(scored: Sequence[ScoredImage], steps: Steps) -> None:
+    without = [image for image in scored if image.pixels is None]
+    if without:
+        steps.warn(
+            f"{len(without)} defective images have no mask, the first {without[0].image.path.name}: they are "
+            "left out of the pixel figures"
+        )
+
+
+def _runs_on(detector: AnomalyDetector) -> dict[str, Any]:
+    settings = detector.settings
+    return {
+        "provider": detector.provider,
+        "precision": detector.precision,
+        "search": detector.search,
+        "exactness": detector.exactness,
+        "threads": settings.threads if settings else None,
+        "ef": settings.ef if settings else None,
+        "device_profile": detector.profile is not None,
+    }
+
+
+def _latencies(scored: Sequence[ScoredImage]) -> dict[str, dict[str, float]]:
+    stages = {}
+    for stage in scored[0].timings_ms:
+        values = np.percentile([image.timings_ms[stage] for image in scored], _LATENCY_PERCENTILES)
+        stages[stage] = {
+            f"p{p}": round(float(value), 3) for p, value in zip(_LATENCY_PERCENTILES, values, strict=True)
+        }
+    return stages
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything but single images, as plain types."""
+    manifest = evaluation.manifest
+    return {
+        "bundle": {
+            "name": manifest.name,
+            "digest": evaluation.digest,
+            "bytes": evaluation.bytes,
+            "backbone": manifest.embedding.backbone,
+            "precision": manifest.embedding.precision,
+            "memory_bank": manifest.memory_bank.count,
+        },
+        "data": evaluation.data,
+        "images": {
+            **{label: len(evaluation.of_label(label)) for label in ("normal", "defective", "unlabelled")},
+            "skipped": evaluation.skipped,
+            "anomalous": sum(image.is_anomalous for image in evaluation.scored),
+        },
+        "threshold": evaluation.threshold,
+        "pixel_threshold": evaluation.pixel_threshold,
+        "metrics": dataclasses.asdict(evaluation.metrics) if evaluation.metrics else None,
+        "false_alarm_rate": to_jsonable(manifest.scoring.threshold),
+        "runs_on": evaluation.runs_on,
+        "latency_ms": evaluation.latency_ms,
+        "machine": evaluation.machine,
+        "versions": evaluation.versions,
+        "warnings": list(evaluation.warnings),
+    }
