@@ -66,7 +66,9 @@ def _shown(default: Any) -> str:
 @_config_options
 @debug_option
 def build(data: str, output: Path, recipe: str | None, force: bool, as_json: bool, **flags: Any) -> int:
-    """Build a bundle from DATA: a folder (MVTec AD, Magnetic Tile Defects or plain images) or a quoted glob.
+    """Build a bundle from DATA: a folder of images, a quoted glob, or a list (CSV, JSONL).
+
+    `pcexport datasets` shows which folders are known.
 
     Every key of a recipe is also a flag; a flag wins over the recipe, the recipe over the default.
     """
@@ -125,6 +127,25 @@ def backbones() -> int:
     from pcexport.summary import print_backbones
 
     print_backbones()
+    return 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
+@click.option("--json", "as_json", is_flag=True, help="Print the layouts as JSON.")
+@debug_option
+def datasets(as_json: bool) -> int:
+    """List the layouts of data that `pcexport build` reads."""
+    from pcexport.datasets import LAYOUTS
+
+    if as_json:
+        keys = ("name", "title", "expects")
+        print(
+            json.dumps([{key: getattr(known, key) for key in keys} for known in LAYOUTS.values()], indent=2)
+        )
+    else:
+        from pcexport.summary import print_layouts
+
+        print_layouts()
     return 0
 
 
