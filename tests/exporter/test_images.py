@@ -156,6 +156,8 @@ def test_the_digest_of_tiles_depends_on_place_and_pixels_of_each(tmp_path: Path)
     left, right = tiles_of(path, 0, 6)
     before = [part_digest(tmp_path, *which) for which in ([left], [right], [left, right], [right, left])]
     assert len({*before, digest(tmp_path, "strip.png")}) == 5
+    same = tiles_of(write(tmp_path / "even.png", np.full((4, 12), 7, np.uint8)), 0, 6)
+    assert part_digest(tmp_path, same[0]) != part_digest(tmp_path, same[1])
     pixels = np.arange(4 * 12, dtype=np.uint8).reshape(4, 12)
     pixels[1, 7] = 200
     write(path, pixels)

@@ -78,8 +78,8 @@ def test_mvtec_masks_may_be_named_like_their_images(mvtec: Path) -> None:
 
 
 def test_mvtec_masks_are_found_through_links_to_folders(mvtec: Path, tmp_path: Path) -> None:
-    (mvtec / "ground_truth").rename(tmp_path / "elsewhere")
-    (mvtec / "ground_truth").symlink_to(tmp_path / "elsewhere")
+    (mvtec / "ground_truth/crack").rename(tmp_path / "elsewhere")
+    (mvtec / "ground_truth/crack").symlink_to(tmp_path / "elsewhere")
     assert boxes(found(mvtec, "mvtec")) == [BOX, None]
 
 
