@@ -125,6 +125,8 @@ def _build(data: str, output: Path, config: BuildConfig, steps: Steps, *, force:
     steps.say(
         f"{data}: layout {dataset.layout}, {len(dataset.normal)} normal and {len(dataset.test)} test images"
     )
+    for remark in dataset.remarks:
+        steps.warn(remark)
     with staging_folder(output) as staging:
         job = _Job.start(dataset, config, steps, staging)
         traced = job.trace()
@@ -132,7 +134,7 @@ def _build(data: str, output: Path, config: BuildConfig, steps: Steps, *, force:
         embedder, parity = job.compare_with_torch(traced)
         network, deployed, embed_ms = job.convert(traced, embedder)
         embedded = job.embed(network, deployed)
-        source, plan = job.source(embedded), plan_calibration(len(embedded.paths), config)
+        source, plan = job.source(embedded), plan_calibration(len(embedded.refs), config)
         embedded = job.project(embedded, plan)
         bank = job.select_bank(embedded, plan)
         search = job.write_bank(bank, embedded, plan)
@@ -140,7 +142,7 @@ def _build(data: str, output: Path, config: BuildConfig, steps: Steps, *, force:
         detector, calibrated, scores = job.calibrate(draft, embedded, plan)
         if changes_embeddings(config) and has_threshold(calibrated, steps):
             folder = job.scratch / REFERENCE
-            rows = embed_reference(traced, embedder, embedded.paths, job.samples, folder, steps)
+            rows = embed_reference(traced, embedder, embedded.refs, job.samples, folder, steps)
             basis = detector.bundle.search_basis if detector.bundle else None
             reference = Reference(embedder, rows, bank.ids, calibrated, basis, config)
             calibrated = compare_precision(reference, scores, plan, job.samples, steps)
@@ -230,7 +232,7 @@ class _Job:
         return SourceSpec(
             name=self.dataset.name,
             layout=self.dataset.layout,
-            images_bank=len(embedded.paths),
+            images_bank=len(embedded.refs),
             images_held_out=0,
             images_skipped=self.reader.skipped,
             content_sha256=self.reader.content_sha256,
@@ -323,7 +325,7 @@ class _Job:
         """Golden samples, report and the final manifest, which is written last."""
         manifest = dataclasses.replace(manifest, accuracy=accuracy_of(test_scores))
         with self.steps.step("golden samples and report"):
-            samples = choose_samples(self.dataset, embedded.paths, self.config.golden_samples, self.reader)
+            samples = choose_samples(self.dataset, embedded.refs, self.config.golden_samples, self.reader)
             names = write_samples(self.folder, samples, self.reader, detector)
             report = self.folder / REPORT_NAME
             write_report(report, manifest, scores, test_scores, samples, self.reader, detector)

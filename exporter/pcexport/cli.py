@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from pcexport.config import BuildConfig, Layout, load_config, recipe_names
+from pcexport.config import BuildConfig, load_config, recipe_names
+from pcexport.datasets import LAYOUTS
 from pcrun._version import __version__
 from pcrun.cli_options import EXACTNESS_LEVELS, device_options, profile_option
 from pcrun.cli_support import HELP_SETTINGS, FiniteFloat, debug_option, run_command
@@ -67,7 +68,9 @@ def _shown(default: Any) -> str:
 @_config_options
 @debug_option
 def build(data: str, output: Path, recipe: str | None, force: bool, as_json: bool, **flags: Any) -> int:
-    """Build a bundle from DATA: a folder (MVTec AD, Magnetic Tile Defects or plain images) or a quoted glob.
+    """Build a bundle from DATA: a folder of images, a quoted glob, or a list (CSV, JSONL).
+
+    `pcexport datasets` shows which folders are known.
 
     Every key of a recipe is also a flag; a flag wins over the recipe, the recipe over the default.
     """
@@ -99,7 +102,7 @@ def build(data: str, output: Path, recipe: str | None, force: bool, as_json: boo
 )
 @click.option(
     "--layout",
-    type=click.Choice(typing.get_args(Layout)),
+    type=click.Choice(("auto", *LAYOUTS)),
     default="auto",
     show_default=True,
     help="How DATA is read.",
@@ -185,6 +188,23 @@ def backbones() -> int:
     from pcexport.summary import print_backbones
 
     print_backbones()
+    return 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
+@click.option("--json", "as_json", is_flag=True, help="Print the layouts as JSON.")
+@debug_option
+def datasets(as_json: bool) -> int:
+    """List the layouts of data that `pcexport build` reads."""
+    if as_json:
+        keys = ("name", "title", "expects")
+        print(
+            json.dumps([{key: getattr(known, key) for key in keys} for known in LAYOUTS.values()], indent=2)
+        )
+    else:
+        from pcexport.summary import print_layouts
+
+        print_layouts()
     return 0
 
 

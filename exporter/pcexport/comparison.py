@@ -10,6 +10,7 @@ import numpy as np
 from pcexport.bank import neighbour_lists
 from pcexport.calibration import CalibrationPlan, choose_threshold
 from pcexport.config import BuildConfig
+from pcexport.datasets import ImageRef
 from pcexport.embed import EmbeddedImages, embed_images
 from pcexport.errors import BuildError
 from pcexport.evaluate import image_auroc
@@ -89,13 +90,13 @@ class Reference:
 
     def auroc(self, samples: ImageSamples) -> float | None:
         """Image AUROC on the readable test images with the final memory bank; None without both kinds."""
-        test = {image.path: image.is_defective for image in samples.dataset.test}
+        test = {image.ref: image.is_defective for image in samples.dataset.test}
         if len(set(test.values())) < 2:
             return None
         scorer = self.scorer(self.bank)
         scored = [
-            (test[path], _image_score(scorer, self.embedder.embed(image[None])[0]))
-            for path, image in samples.prepared(test)
+            (test[ref], _image_score(scorer, self.embedder.embed(image[None])[0]))
+            for ref, image in samples.prepared(test)
         ]
         defective = np.array([label for label, _ in scored], bool)
         if not defective.any() or defective.all():
@@ -119,16 +120,16 @@ def has_threshold(manifest: Manifest, steps: Steps) -> bool:
 def embed_reference(
     traced: TracedNetwork,
     embedder: Embedder,
-    paths: Sequence[Path],
+    images: Sequence[ImageRef],
     samples: ImageSamples,
     folder: Path,
     steps: Steps,
 ) -> EmbeddedImages:
     """Embed the same normal images once more, with the float32 graph, into a folder of their own."""
     folder.mkdir()
-    with steps.step(f"embed in {REFERENCE}", len(paths)) as step:
+    with steps.step(f"embed in {REFERENCE}", len(images)) as step:
         return embed_images(
-            dataclasses.replace(samples.dataset, normal=tuple(paths)),
+            dataclasses.replace(samples.dataset, normal=tuple(images)),
             samples.reader(strict=True),
             embedder,
             spec=traced.spec,
@@ -150,33 +151,33 @@ def compare_precision(
     assert manifest.scoring.threshold is not None  # the caller asks `has_threshold`
     with steps.step(f"compare with {REFERENCE}"):
         expected = reference.score_normals(plan, scores.banks or [reference.bank] * len(plan.folds))
-        paths = [reference.embedded.paths[index] for fold in plan.folds for index in fold]
-        spec, flips = compare_scores(paths, scores.image_scores, expected, manifest.scoring.threshold)
+        images = [reference.embedded.refs[index] for fold in plan.folds for index in fold]
+        spec, flips = compare_scores(images, scores.image_scores, expected, manifest.scoring.threshold)
         require_no_flips(flips, config, steps)
         auroc = reference.auroc(samples) if config.evaluate else None
     return dataclasses.replace(manifest, precision=dataclasses.replace(spec, reference_auroc=auroc))
 
 
 def compare_scores(
-    paths: Sequence[Path], scores: Sequence[float], reference: Sequence[float], threshold: ThresholdSpec
+    images: Sequence[ImageRef], scores: Sequence[float], reference: Sequence[float], threshold: ThresholdSpec
 ) -> tuple[PrecisionSpec, tuple[Flip, ...]]:
     """Drift of the calibration images' scores, and the verdicts that changed with it.
 
     Args:
-        paths: the images.
+        images: what was scored.
         scores: what the bundle's arithmetic gives them.
         reference: what float32 gives them.
         threshold: the bundle's; the reference's own is chosen in the same way.
     """
     limits = threshold.value, _same_rule(reference, threshold).value
     flips = tuple(
-        Flip(path.name, score, limits[0], other, limits[1])
-        for path, score, other in zip(paths, scores, reference, strict=True)
+        Flip(image.name, score, limits[0], other, limits[1])
+        for image, score, other in zip(images, scores, reference, strict=True)
         if (score > limits[0]) != (other > limits[1])
     )
     # Images that are all equal score 0, and so is their threshold.
     drift = np.abs(np.subtract(scores, reference)) / max(limits[1], _TINY)
-    spec = PrecisionSpec(REFERENCE, len(paths), float(drift.mean()), float(drift.max()), len(flips))
+    spec = PrecisionSpec(REFERENCE, len(images), float(drift.mean()), float(drift.max()), len(flips))
     return spec, flips
 
 

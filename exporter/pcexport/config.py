@@ -6,15 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from pcexport.datasets import LAYOUTS
 from pcexport.errors import BuildError
 from pcrun.records import RecordError, from_mapping, nearest_name, to_jsonable
 
 DEFAULT_RECIPE = "default"
 _SIZE = re.compile(r"^(\d+)(?:x(\d+))?$")
-
-Layout = Literal["auto", "mvtec", "mtd", "flat"]
 
 
 def _key(default: Any, text: str, *, choices: tuple[str, ...] = (), in_bundle: bool = True) -> Any:
@@ -27,7 +26,11 @@ def _key(default: Any, text: str, *, choices: tuple[str, ...] = (), in_bundle: b
 class BuildConfig:
     """All choices of a build. A flag is named like its key, with dashes."""
 
-    layout: str = _key("auto", "How the data folder is read.", choices=get_args(Layout))
+    layout: str = _key(
+        "auto",
+        "How the data folder is read; `pcexport datasets` lists the layouts.",
+        choices=("auto", *LAYOUTS),
+    )
     white_level_16bit: int = _key(
         65535, "Value of 16-bit images that counts as white (4095 for 12-bit cameras)."
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pcexport.config import BuildConfig
-from pcexport.datasets import Dataset
+from pcexport.datasets import Dataset, ImageRef
 from pcexport.errors import BuildError
 from pcexport.images import ImageReader
 from pcexport.progress import Step
@@ -29,13 +29,13 @@ class EmbeddedImages:
     Image i holds rows i * patches .. (i + 1) * patches - 1.
 
     Attributes:
-        paths: the readable images, in order.
+        refs: the readable images, in order.
         patches: per image.
         full: (images * patches, dim) rows.
         projected: the same rows in the space where the coreset is selected (at first `full` itself).
     """
 
-    paths: list[Path]
+    refs: list[ImageRef]
     patches: int
     full: RowFile
     projected: Rows
@@ -46,7 +46,7 @@ class EmbeddedImages:
 
     def candidates(self, images: Int64Array) -> Rows:
         """The projected rows of some images."""
-        if len(images) == len(self.paths):
+        if len(images) == len(self.refs):
             return self.projected
         return SelectedRows(self.projected, self.rows_of(images))
 
@@ -91,7 +91,7 @@ def embed_images(
         BuildError: none of them is readable, or an embedding is not finite.
     """
     full = RowFile(folder / "embeddings.f32", spec.dim)
-    paths: list[Path] = []
+    readable: list[ImageRef] = []
     waiting: list[UInt8Array] = []
 
     def flush() -> None:
@@ -101,19 +101,19 @@ def embed_images(
             full.append(rows)
             waiting.clear()
 
-    for done, (path, image) in enumerate(reader.read_all(dataset.normal), start=1):
+    for done, (ref, image) in enumerate(reader.read_all(dataset.normal), start=1):
         if image is not None:
-            paths.append(path)
+            readable.append(ref)
             waiting.append(preprocess(image, preprocessing))
         if len(waiting) == (spec.batch or _DYNAMIC_BATCH_IMAGES):
             flush()
         step.advance_to(done)
     flush()
-    if not paths:
+    if not readable:
         raise BuildError(
             f"None of the {len(dataset.normal)} normal images could be read. Expected image files."
         )
-    return EmbeddedImages(paths, spec.patches, full, full)
+    return EmbeddedImages(readable, spec.patches, full, full)
 
 
 def _require_finite(rows: FloatArray) -> None:

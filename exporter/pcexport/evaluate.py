@@ -29,8 +29,8 @@ def score_test_images(
 ) -> list[TestScore]:
     """Score every readable test image."""
     scores = []
-    pixels_by_path = reader.read_all(tuple(image.path for image in images))
-    for done, (image, (_, pixels)) in enumerate(zip(images, pixels_by_path, strict=True), start=1):
+    found = reader.read_all(image.ref for image in images)
+    for done, (image, (_, pixels)) in enumerate(zip(images, found, strict=True), start=1):
         if pixels is not None:
             result = detector(pixels)
             scores.append(TestScore(image, result.image_score, result.is_anomalous))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pcexport.datasets import Dataset
+from pcexport.datasets import Dataset, ImageRef
 from pcexport.images import ImageReader
 from pcrun.bundle import GoldenSample, GoldenSamples
 from pcrun.detector import AnomalyDetector
@@ -23,8 +23,8 @@ TOLERANCE_RELATIVE = {"fp32": 1e-3, "int8": 1e-3, "fp16": 1e-2, "bf16": 1e-2}
 
 
 def choose_samples(
-    dataset: Dataset, normal: list[Path], wanted: int, reader: ImageReader
-) -> list[tuple[Path, str]]:
+    dataset: Dataset, normal: list[ImageRef], wanted: int, reader: ImageReader
+) -> list[tuple[ImageRef, str]]:
     """Evenly spaced normal images, and, where labelled, defective ones for half of the places.
 
     Args:
@@ -34,16 +34,16 @@ def choose_samples(
         reader: finds out which defective images can be read.
 
     Returns:
-        (path, "normal" or "defective") pairs.
+        (image, "normal" or "defective") pairs.
     """
-    all_defective = [image.path for image in dataset.test if image.is_defective]
+    all_defective = [image.ref for image in dataset.test if image.is_defective]
     defective = _readable(_spread_first(all_defective, wanted // 2), wanted // 2, reader)
-    chosen = [(path, "normal") for path in spread(normal, wanted - len(defective))]
-    return chosen + [(path, "defective") for path in defective]
+    chosen = [(image, "normal") for image in spread(normal, wanted - len(defective))]
+    return chosen + [(image, "defective") for image in defective]
 
 
 def write_samples(
-    folder: Path, chosen: list[tuple[Path, str]], reader: ImageReader, detector: AnomalyDetector
+    folder: Path, chosen: list[tuple[ImageRef, str]], reader: ImageReader, detector: AnomalyDetector
 ) -> list[str]:
     """Store the images as lossless PNG with what the finished detector says of them.
 
@@ -55,8 +55,8 @@ def write_samples(
     (folder / "samples").mkdir()
     samples: list[GoldenSample] = []
     names: list[str] = []
-    for path, label in chosen:
-        image = reader.read(path)
+    for ref, label in chosen:
+        image = reader.read(ref)
         name = f"samples/{len(samples):03d}.png"
         (folder / name).write_bytes(encode_png(image))
         result = detector(image)
@@ -78,20 +78,20 @@ def spread(items: Sequence[T], wanted: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / (wanted - 1))] for i in range(wanted)]
 
 
-def _spread_first(paths: list[Path], wanted: int) -> list[Path]:
-    """All paths, those at even distances first."""
-    first = spread(paths, wanted)
+def _spread_first(images: list[ImageRef], wanted: int) -> list[ImageRef]:
+    """All images, those at even distances first."""
+    first = spread(images, wanted)
     taken = set(first)
-    return first + [path for path in paths if path not in taken]
+    return first + [image for image in images if image not in taken]
 
 
-def _readable(paths: list[Path], wanted: int, reader: ImageReader) -> list[Path]:
-    """The first `wanted` paths that can be read; the unreadable ones were named when they were evaluated."""
-    found: list[Path] = []
-    for path in paths:
+def _readable(images: list[ImageRef], wanted: int, reader: ImageReader) -> list[ImageRef]:
+    """The first `wanted` images that can be read; the unreadable ones were named when they were evaluated."""
+    found: list[ImageRef] = []
+    for image in images:
         if len(found) == wanted:
             break
         with contextlib.suppress(SourceError):
-            reader.read(path)
-            found.append(path)
+            reader.read(image)
+            found.append(image)
     return found

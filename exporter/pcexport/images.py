@@ -4,13 +4,15 @@ and only stop it when that was asked for.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from pcexport.datasets import ImageRef
 from pcexport.errors import BuildError
+from pcexport.videos import VideoFrames
 from pcrun.errors import SourceError
 from pcrun.image_io import decode_image, has_alpha
 from pcrun.types import UInt8Array
@@ -30,44 +32,80 @@ class ImageReader:
         self._strict = strict
         self._warn = warn
         self._digest = hashlib.sha256()
+        self._videos = VideoFrames()
+        # Tiles of one image follow each other: the last image that was cut, by its path and frame.
+        self._whole: tuple[ImageRef, UInt8Array] | None = None
         self.skipped = 0
 
     @property
     def content_sha256(self) -> str:
-        """SHA-256 over name, size and bytes of every image read so far, in order."""
+        """SHA-256 over name, size and bytes of every image read so far, in order; of tiles and frames of
+        videos, the bytes are those of their pixels."""
         return self._digest.hexdigest()
 
-    def read_all(self, paths: tuple[Path, ...]) -> Iterator[tuple[Path, UInt8Array | None]]:
-        """Yield every path with its (height, width, 3) uint8 BGR image, or None for one that was left out.
+    def read_all(self, images: Iterable[ImageRef]) -> Iterator[tuple[ImageRef, UInt8Array | None]]:
+        """Yield every image with its (height, width, 3) uint8 BGR pixels, or None where it was left out.
 
         Raises:
             BuildError: with `strict`, at the first unreadable image.
         """
-        for path in paths:
+        for image in images:
             try:
-                yield path, self.read(path)
+                yield image, self.read(image)
             except SourceError as error:
                 if self._strict:
                     raise BuildError(f"{error} (--strict stops at the first unreadable image.)") from error
                 self.skipped += 1
                 self._warn(f"left out: {error}")
-                yield path, None
+                yield image, None
 
-    def read(self, path: Path) -> UInt8Array:
-        """Read one image; SourceError names the file."""
+    def read(self, image: ImageRef) -> UInt8Array:
+        """Read one image, (height, width, 3) uint8 BGR; SourceError names the file."""
+        if image.frame is None and image.tile is None:
+            pixels, data = self._read_file(image.path)
+        else:
+            pixels = self._read_part(image)
+            data = pixels.tobytes()
+        path = image.path
+        name = path.relative_to(self._root) if path.is_relative_to(self._root) else Path(path.name)
+        # fsencode: Linux file names may hold bytes that are not UTF-8.
+        self._digest.update(os.fsencode(name.as_posix() + image.part) + f"\0{len(data)}\0".encode())
+        self._digest.update(data)
+        return pixels
+
+    def _read_file(self, path: Path) -> tuple[UInt8Array, bytes]:
+        """Pixels and bytes of an image file."""
         try:
             data = path.read_bytes()
-            image = decode_image(data, white_level_16bit=self._white_level)
+            pixels = decode_image(data, white_level_16bit=self._white_level)
         except OSError as error:
             raise SourceError(f"{path}: cannot be read ({error.strerror or error}).") from error
         except SourceError as error:
             raise SourceError(f"{path}: {error}") from error
         self._remark(path, data)
-        name = path.relative_to(self._root) if path.is_relative_to(self._root) else path.name
-        # fsencode: Linux file names may hold bytes that are not UTF-8.
-        self._digest.update(os.fsencode(Path(name).as_posix()) + f"\0{len(data)}\0".encode())
-        self._digest.update(data)
-        return image
+        return pixels, data
+
+    def _read_part(self, image: ImageRef) -> UInt8Array:
+        """Pixels of a frame of a video, of a tile, or of a tile of a frame."""
+        whole = ImageRef(image.path, frame=image.frame)
+        if self._whole is None or self._whole[0] != whole:
+            pixels = (
+                self._read_file(image.path)[0]
+                if image.frame is None
+                else self._videos.read(image.path, image.frame)
+            )
+            self._whole = whole, pixels
+        pixels = self._whole[1]
+        if image.tile is None:
+            return pixels
+        x, y, width, height = image.tile
+        tile = pixels[y : y + height, x : x + width]
+        if tile.shape[:2] != (height, width):
+            raise SourceError(
+                f"{image.path} has {pixels.shape[1]}x{pixels.shape[0]} px, which does not hold the tile "
+                f"{image.tile} (x, y, width, height). Expected a larger image; copy it again."
+            )
+        return np.ascontiguousarray(tile)
 
     def _remark(self, path: Path, data: bytes) -> None:
         if has_alpha(data):

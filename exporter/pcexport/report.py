@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from pcexport.calibration import images_needed, shortage_warning
+from pcexport.datasets import ImageRef
 from pcexport.evaluate import TestScore
 from pcexport.golden import spread
 from pcexport.images import ImageReader
@@ -67,7 +68,7 @@ def write_report(
     manifest: Manifest,
     scores: NormalScores,
     test_scores: list[TestScore],
-    samples: list[tuple[Path, str]],
+    samples: list[tuple[ImageRef, str]],
     reader: ImageReader,
     detector: AnomalyDetector,
 ) -> None:
@@ -153,7 +154,7 @@ def _wrong(test_scores: Sequence[TestScore], *, defective: bool) -> list[TestSco
     """Misses (lowest score first) or false alarms (highest first)."""
     wrong = [s for s in test_scores if s.image.is_defective == defective and s.is_anomalous != defective]
     sign = 1 if defective else -1
-    return sorted(wrong, key=lambda score: (sign * score.image_score, score.image.path.name))
+    return sorted(wrong, key=lambda score: (sign * score.image_score, score.image.name))
 
 
 def _shortage(threshold: ThresholdSpec | None) -> tuple[bool, str] | None:
@@ -166,12 +167,15 @@ def _shortage(threshold: ThresholdSpec | None) -> tuple[bool, str] | None:
 
 
 def _pictures(
-    samples: Sequence[tuple[Path, str]], manifest: Manifest, reader: ImageReader, detector: AnomalyDetector
+    samples: Sequence[tuple[ImageRef, str]],
+    manifest: Manifest,
+    reader: ImageReader,
+    detector: AnomalyDetector,
 ) -> list[Picture]:
     small = []
-    for path, label in spread(samples, _MAX_PICTURES):
-        image = reader.read(path)
-        small.append((path.name, label, *_shrink(image, detector(image))))
+    for ref, label in spread(samples, _MAX_PICTURES):
+        image = reader.read(ref)
+        small.append((ref.name, label, *_shrink(image, detector(image))))
     # Without a pixel threshold nothing may look as if it were above one: the largest value takes its place.
     limit = max((float(result.anomaly_map.max()) for *_, result in small), default=0.0)
     if manifest.scoring.pixel_threshold:

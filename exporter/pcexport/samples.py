@@ -3,9 +3,8 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from pcexport.datasets import Dataset
+from pcexport.datasets import Dataset, ImageRef
 from pcexport.errors import BuildError
 from pcexport.golden import spread
 from pcexport.images import ImageReader
@@ -30,11 +29,11 @@ class ImageSamples:
             warn=lambda text: None,
         )
 
-    def prepared(self, paths: Iterable[Path]) -> Iterator[tuple[Path, UInt8Array]]:
+    def prepared(self, images: Iterable[ImageRef]) -> Iterator[tuple[ImageRef, UInt8Array]]:
         """The readable ones of these images, each as (height, width, 3) uint8 RGB for the embedder."""
-        for path, image in self.reader(strict=False).read_all(tuple(paths)):
-            if image is not None:
-                yield path, preprocess(image, self.preprocessing)
+        for image, pixels in self.reader(strict=False).read_all(images):
+            if pixels is not None:
+                yield image, preprocess(pixels, self.preprocessing)
 
     def first(self, wanted: int) -> list[UInt8Array]:
         """The first readable normal images.

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pcexport.backbones.registry import list_backbones
+from pcexport.datasets import LAYOUTS
 from pcrun.bundle import Bundle
 from pcrun.manifest import EmbeddingSpec, Manifest, PrecisionSpec, ThresholdSpec
 
@@ -61,6 +62,18 @@ def print_backbones() -> None:
         table.add_row(spec.name, ", ".join(spec.default_layers), spec.family, spec.note)
     _console().print(table)
     print("Any other torchvision classification CNN works with --layers, any timm model as timm:NAME.")
+
+
+def print_layouts() -> None:
+    """What `pcexport datasets` shows."""
+    table = Table(title="layouts of data", title_justify="left", show_lines=True)
+    table.add_column("name", no_wrap=True)
+    table.add_column("title")
+    table.add_column("what DATA holds", overflow="fold")
+    for layout in LAYOUTS.values():
+        table.add_row(layout.name, layout.title, layout.expects)
+    _console().print(table)
+    print("`pcexport build` finds out which one it is; --layout NAME decides. More: docs/datasets.md.")
 
 
 def _console() -> Console:

@@ -84,7 +84,7 @@ def _score_held_out(
     step: Step,
 ) -> None:
     for index in fold:
-        image_score, map_maximum = detector.peaks(reader.read(embedded.paths[index]))
+        image_score, map_maximum = detector.peaks(reader.read(embedded.refs[index]))
         scores.image_scores.append(image_score)
         scores.map_maxima.append(map_maximum)
         step.advance_to(len(scores.image_scores))
@@ -98,7 +98,7 @@ def _score_fold(
     scores: NormalScores,
     step: Step,
 ) -> None:
-    others = np.setdiff1d(np.arange(len(embedded.paths), dtype=np.int64), fold)
+    others = np.setdiff1d(np.arange(len(embedded.refs), dtype=np.int64), fold)
     done = _FOLD_UNITS * len(scores.image_scores)
     size = bank_size(embedded, others, config)
     bank = choose_memory_bank(

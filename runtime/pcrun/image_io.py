@@ -11,9 +11,6 @@ import numpy as np
 from pcrun.errors import SinkError, SourceError
 from pcrun.types import AnyArray, UInt8Array
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".jp2"}
-)
 FULL_WHITE_16BIT = 65535
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pcexport.calibration import choose_threshold
-from pcexport.datasets import TestImage
+from pcexport.datasets import ImageRef, TestImage
 from pcexport.demo_parts import render_part
 from pcexport.evaluate import TestScore, accuracy_of
 from pcexport.images import ImageReader
@@ -96,7 +96,7 @@ class Build:
     manifest: Manifest
     scores: NormalScores
     tests: list[TestScore]
-    samples: list[tuple[Path, str]]
+    samples: list[tuple[ImageRef, str]]
     root: Path
 
     def render(self, path: Path, **changes: Any) -> str:
@@ -161,7 +161,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         for index, score in enumerate(rng.normal(mean, 0.12 if kind is None else 0.35, count).tolist()):
             image = TestImage(root / f"{kind or 'good'}_{index:03d}.png", kind)
             tests.append(TestScore(image, score, score > threshold.value))
-    samples = [(image.path, "defective" if image.is_defective else "normal") for image in images]
+    samples = [(image.ref, "defective" if image.is_defective else "normal") for image in images]
     return Build(_manifest(threshold, pixel, accuracy_of(tests)), normal, tests, samples, root)
 
 
@@ -277,7 +277,7 @@ def test_shortage_is_said_in_both_degrees(build: Build, tmp_path: Path) -> None:
 
 def test_hostile_names_are_escaped(build: Build, tmp_path: Path) -> None:
     hostile = build.root / f"{_HOSTILE.replace('/', '')}.png"
-    hostile.write_bytes(build.samples[0][0].read_bytes())
+    hostile.write_bytes(build.samples[0][0].path.read_bytes())
     tests = [TestScore(TestImage(hostile, _HOSTILE), 9.0, False), *build.tests]
     config = {_HOSTILE: _HOSTILE}
     manifest = dataclasses.replace(
@@ -286,7 +286,9 @@ def test_hostile_names_are_escaped(build: Build, tmp_path: Path) -> None:
         source=dataclasses.replace(build.manifest.source, name=_HOSTILE, layout=_HOSTILE, config=config),
         created_by={_HOSTILE: _HOSTILE},
     )
-    page = build.render(tmp_path / "r.html", manifest=manifest, tests=tests, samples=[(hostile, _HOSTILE)])
+    page = build.render(
+        tmp_path / "r.html", manifest=manifest, tests=tests, samples=[(ImageRef(hostile), _HOSTILE)]
+    )
     _assert_self_contained(page)
     assert _HOSTILE in _Page(page).text
     assert "alert(&#34;1" in page

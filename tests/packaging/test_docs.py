@@ -369,6 +369,17 @@ def test_documented_environment_variables_are_read() -> None:
     assert documented == named
 
 
+# ---- docs/datasets.md
+
+
+def test_datasets_page_shows_every_layout_as_the_command_does() -> None:
+    known = importlib.import_module("pcexport.datasets").LAYOUTS
+    text = sections(ROOT / "docs" / "datasets.md")
+    assert [heading for heading in text if heading in known] == list(known)
+    for name, layout in known.items():
+        assert code_blocks(text[name], "text")[0] == layout.expects + "\n", name
+
+
 # ---- all pages
 
 

@@ -84,9 +84,10 @@ def csv_of(evaluation: Evaluation, root: Path) -> str:
 
 
 def name_of(image: ScoredImage, root: Path) -> str:
-    """An image's path relative to the data."""
+    """An image's path relative to the data, and which part of the file it is."""
     path = image.image.path
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+    shown = path.relative_to(root) if path.is_relative_to(root) else path
+    return shown.as_posix() + image.image.ref.part
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pcexport.evaluation.masks import load_mask
-from pcexport.evaluation.scored import ScoredImage
+from pcexport.evaluation.scored import ScoredImage, mask_of
 from pcexport.images import ImageReader
 from pcrun.detector import AnomalyDetector
 from pcrun.overlay import draw_small_overlay, map_on_frame, shrunk
@@ -49,15 +48,15 @@ class Painter:
 
     def overlay(self, scored: ScoredImage) -> Pictures:
         """For the gallery."""
-        pixels = self._reader.read(scored.image.path)
+        pixels = self._reader.read(scored.image.ref)
         return Pictures(scored, self._overlay(pixels, self._detector(pixels), _SMALL_PX))
 
     def everything(self, scored: ScoredImage) -> Pictures:
         """For the worst ones."""
-        pixels = self._reader.read(scored.image.path)
+        pixels = self._reader.read(scored.image.ref)
         result = self._detector(pixels)
         small = shrunk(pixels, _LARGE_PX)
-        mask = load_mask(scored.image, (pixels.shape[0], pixels.shape[1])) if scored.labelled else None
+        mask = mask_of(scored.image, (pixels.shape[0], pixels.shape[1])) if scored.labelled else None
         marked = None
         if mask is not None and mask.any():
             marked = small // 2

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pcexport.calibration import shortage_warning
 from pcexport.datasets import Dataset
 from pcexport.evaluation.charts import draw_precision_recall, draw_roc
 from pcexport.evaluation.metrics import Samples
-from pcexport.evaluation.outputs import IMAGE_METRICS, PIXEL_METRICS, described
+from pcexport.evaluation.outputs import IMAGE_METRICS, PIXEL_METRICS, described, name_of
 from pcexport.evaluation.paired import EXPLANATION, Difference, table_rows
 from pcexport.evaluation.pictures import Painter, Pictures
 from pcexport.evaluation.run import Evaluation
@@ -84,7 +85,7 @@ def write_evaluation_report(
             alarms=worst_alarms,
             false_alarms=len(alarms),
             gallery=gallery,
-            root=dataset.root,
+            name_of=partial(name_of, root=dataset.root),
             scores=_scores_for_script(evaluation),
         )
     )
@@ -128,12 +129,12 @@ def worst(evaluation: Evaluation, *, defective: bool) -> list[ScoredImage]:
     label = "defective" if defective else "normal"
     wrong = [image for image in evaluation.of_label(label) if image.is_anomalous != defective]
     sign = 1 if defective else -1
-    return sorted(wrong, key=lambda image: (sign * image.score, str(image.image.path)))
+    return sorted(wrong, key=lambda image: (sign * image.score, str(image.image.ref)))
 
 
 def spread_by_score(scored: Sequence[ScoredImage], count: int) -> list[ScoredImage]:
     """Highest score first; of more than `count`, those that divide the ranking evenly, ends included."""
-    ranked = sorted(scored, key=lambda image: (-image.score, str(image.image.path)))
+    ranked = sorted(scored, key=lambda image: (-image.score, str(image.image.ref)))
     if len(ranked) <= count:
         return ranked
     return [ranked[round(place * (len(ranked) - 1) / (count - 1))] for place in range(count)]

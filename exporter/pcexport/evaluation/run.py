@@ -97,9 +97,11 @@ def evaluate_bundle(
         BuildError: there is nothing to evaluate on, or labels and masks contradict each other.
         BundleError, BackendError: the bundle cannot be run as asked.
     """
-    dataset = find_dataset(data, options.layout)
+    dataset = find_dataset(data, options.layout, to_build=False)
     opened = Bundle.load(bundle)
     detector = open_detector(opened, options, steps)
+    for remark in dataset.remarks:
+        steps.warn(remark)
     images, labelled = images_of(dataset)
     if not labelled:
         steps.warn(
@@ -161,14 +163,14 @@ def images_of(dataset: Dataset) -> tuple[tuple[TestImage, ...], bool]:
     """The labelled test images; where there are none, all images as unlabelled ones."""
     if dataset.test:
         return dataset.test, True
-    return tuple(TestImage(path, None) for path in dataset.normal), False
+    return tuple(TestImage(ref.path, None, tile=ref.tile, frame=ref.frame) for ref in dataset.normal), False
 
 
 def _warn_of_missing_masks(scored: Sequence[ScoredImage], steps: Steps) -> None:
     without = [image for image in scored if image.pixels is None]
     if without:
         steps.warn(
-            f"{len(without)} defective images have no mask, the first {without[0].image.path.name}: they are "
+            f"{len(without)} defective images have no mask, the first {without[0].image.name}: they are "
             "left out of the pixel figures"
         )
 

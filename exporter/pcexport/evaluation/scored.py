@@ -4,16 +4,18 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pcexport.datasets import TestImage
+from pcexport.datasets.masks import load_mask
 from pcexport.errors import BuildError
-from pcexport.evaluation.masks import load_mask
 from pcexport.evaluation.pixels import PixelCounts, count_pixels
 from pcexport.images import ImageReader
 from pcexport.progress import Step
 from pcrun.detector import AnomalyDetector
 from pcrun.preprocess import map_on_original
 from pcrun.result import AnomalyResult
-from pcrun.types import UInt8Array
+from pcrun.types import BoolArray, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def score_images(
         BuildError: none can be read, or a mask does not belong to its image.
     """
     scored = []
-    pixels_by_path = reader.read_all(tuple(image.path for image in images))
-    for done, (image, (_, pixels)) in enumerate(zip(images, pixels_by_path, strict=True), start=1):
+    pixels_by_ref = reader.read_all(image.ref for image in images)
+    for done, (image, (_, pixels)) in enumerate(zip(images, pixels_by_ref, strict=True), start=1):
         if pixels is not None:
             scored.append(_scored(image, pixels, detector(pixels), detector, labelled=labelled))
         step.advance_to(done)
@@ -69,11 +71,22 @@ def score_images(
     return scored
 
 
+def mask_of(image: TestImage, image_hw: tuple[int, int]) -> BoolArray | None:
+    """True on defects, (height, width); None for a defective image without a mask.
+
+    Raises:
+        BuildError: the mask does not belong to the image.
+    """
+    if not image.is_defective and not image.masks:
+        return np.zeros(image_hw, bool)
+    return load_mask(image, image_hw)
+
+
 def _scored(
     image: TestImage, pixels: UInt8Array, result: AnomalyResult, detector: AnomalyDetector, *, labelled: bool
 ) -> ScoredImage:
     height, width = pixels.shape[:2]
-    mask = load_mask(image, (height, width)) if labelled else None
+    mask = mask_of(image, (height, width)) if labelled else None
     counts = None
     if mask is not None:
         full = map_on_original(result.anomaly_map, (height, width), detector.manifest.preprocess)

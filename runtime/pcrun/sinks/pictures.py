@@ -9,10 +9,11 @@ import numpy as np
 
 from pcrun.errors import SinkError
 from pcrun.files import make_folder, write_file
-from pcrun.image_io import IMAGE_SUFFIXES, encode_png
+from pcrun.image_io import encode_png
 from pcrun.overlay import draw_overlay, map_as_uint16, map_on_frame
 from pcrun.result import AnomalyResult
 from pcrun.sources import Frame
+from pcrun.suffixes import IMAGE_SUFFIXES
 from pcrun.types import UInt8Array
 
 if TYPE_CHECKING:

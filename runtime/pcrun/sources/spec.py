@@ -14,8 +14,8 @@ from pcrun.sources.opencv import CameraDevice, Device, GstreamerDevice, StreamDe
 from pcrun.sources.stdin import RawFrames
 from pcrun.sources.urls import is_url
 from pcrun.sources.watch import WatchedFolder
+from pcrun.suffixes import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".webm", ".ts", ".wmv"))
 _SIZE = re.compile(r"(\d+)x(\d+)")
 
 

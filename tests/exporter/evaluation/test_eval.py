@@ -126,7 +126,7 @@ def test_one_kind_alone_is_marked_as_undefined(
     tiny_bundle: Path, data: Path, tmp_path: Path, evaluate: Eval, missing: str
 ) -> None:
     for kind in missing.split():
-        for path in (data / "test" / kind).iterdir():
+        for path in [*(data / "test" / kind).iterdir(), *(data / "ground_truth").glob(f"{kind}/*")]:
             path.unlink()
     report = tmp_path / "report.html"
     code, out, _ = evaluate(tiny_bundle, data, "-o", report)

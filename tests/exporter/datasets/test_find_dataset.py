@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pcexport.datasets import Dataset, find_dataset
+from pcexport.datasets import LAYOUTS, Dataset, ImageRef, find_dataset
+from pcexport.datasets.files import split_normals
 from pcexport.errors import BuildError
+from tests.exporter.datasets.helpers import load_masks, write_mask
 
 
 def touch(root: Path, *names: str) -> None:
@@ -20,7 +24,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def normal_names(dataset: Dataset) -> list[str]:
-    return [path.relative_to(dataset.root).as_posix() for path in dataset.normal]
+    return [image.path.relative_to(dataset.root).as_posix() for image in dataset.normal]
 
 
 @pytest.fixture
@@ -37,7 +41,8 @@ def mtd(tmp_path: Path) -> Path:
     root = tmp_path / "tiles"
     for name in ("a", "b", "c"):
         touch(root, f"MT_Free/Imgs/{name}.jpg", f"MT_Free/Imgs/{name}.png")
-    touch(root, "MT_Crack/Imgs/x.jpg", "MT_Crack/Imgs/x.png", "MT_Blowhole/Imgs/y.jpg", "MT_Notes.txt")
+    touch(root, "MT_Crack/Imgs/x.jpg", "MT_Blowhole/Imgs/y.jpg", "MT_Notes.txt")
+    write_mask(root / "MT_Crack/Imgs/x.png", (8, 8), (2, 2, 3, 3))
     return root
 
 
@@ -58,10 +63,10 @@ def test_mvtec_reads_train_good_in_order_and_labels_the_test_folders(mvtec: Path
 
 
 def test_mvtec_masks_are_attached_where_they_exist(mvtec: Path) -> None:
-    masks = {t.path.relative_to(mvtec).as_posix(): t.mask for t in find_dataset(str(mvtec)).test}
-    assert masks["test/crack/000.png"] == mvtec / "ground_truth/crack/000_mask.png"
-    assert masks["test/crack/001.png"] is None
-    assert masks["test/good/000.png"] is None
+    masks = {t.path.relative_to(mvtec).as_posix(): t.masks for t in find_dataset(str(mvtec)).test}
+    assert masks["test/crack/000.png"] == (ImageRef(mvtec / "ground_truth/crack/000_mask.png"),)
+    assert masks["test/crack/001.png"] == ()
+    assert masks["test/good/000.png"] == ()
 
 
 def test_mvtec_without_a_test_folder_has_no_test_images(tmp_path: Path) -> None:
@@ -74,7 +79,7 @@ def test_mtd_with_a_split_honours_its_order_and_keeps_the_rest_out(mtd: Path) ->
     write_split(mtd, ["c.jpg", "a.jpg"], ["b.jpg"])
     dataset = find_dataset(str(mtd))
     assert dataset.layout == "mtd"
-    assert [path.name for path in dataset.normal] == ["c.jpg", "a.jpg"]
+    assert [image.name for image in dataset.normal] == ["c.jpg", "a.jpg"]
     assert [(t.path.name, t.defect) for t in dataset.test] == [
         ("b.jpg", None),
         ("y.jpg", "MT_Blowhole"),
@@ -84,13 +89,13 @@ def test_mtd_with_a_split_honours_its_order_and_keeps_the_rest_out(mtd: Path) ->
 
 def test_mtd_without_a_split_builds_from_every_free_image(mtd: Path) -> None:
     dataset = find_dataset(str(mtd))
-    assert [path.name for path in dataset.normal] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert [image.name for image in dataset.normal] == ["a.jpg", "b.jpg", "c.jpg"]
     assert all(t.is_defective for t in dataset.test) and len(dataset.test) == 2
 
 
 def test_mtd_masks_are_not_images_and_belong_to_their_defect(mtd: Path) -> None:
-    masks = {t.path.name: t.mask for t in find_dataset(str(mtd)).test}
-    assert masks == {"x.jpg": mtd / "MT_Crack/Imgs/x.png", "y.jpg": None}
+    masks = {t.path.name: t.masks for t in find_dataset(str(mtd)).test}
+    assert masks == {"x.jpg": (ImageRef(mtd / "MT_Crack/Imgs/x.png"),), "y.jpg": ()}
 
 
 def test_mtd_split_with_names_that_are_missing_is_refused(mtd: Path) -> None:
@@ -136,12 +141,12 @@ def test_relative_glob_is_read_from_the_current_folder(
     touch(tmp_path, "here/a.png", "here/b.png")
     monkeypatch.chdir(tmp_path / "here")
     dataset = find_dataset("*.png")
-    assert (dataset.name, [path.name for path in dataset.normal]) == ("here", ["a.png", "b.png"])
+    assert (dataset.name, [image.name for image in dataset.normal]) == ("here", ["a.png", "b.png"])
 
 
 def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(tmp_path: Path) -> None:
     touch(tmp_path, "lot[7]/a.png", "lot7/b.png")
-    assert [path.name for path in find_dataset(str(tmp_path / "lot[7]")).normal] == ["a.png"]
+    assert [image.name for image in find_dataset(str(tmp_path / "lot[7]")).normal] == ["a.png"]
 
 
 def test_a_glob_without_a_match_is_refused(tmp_path: Path) -> None:
@@ -167,13 +172,54 @@ def test_a_given_layout_overrides_detection(mvtec: Path) -> None:
     assert (dataset.layout, normal_names(dataset), dataset.test) == ("flat", ["preview.png"], ())
 
 
-@pytest.mark.parametrize("layout", ["mvtec", "mtd", "flat"])
+@pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - {"visa"}))
 def test_a_given_layout_without_its_images_is_refused(tmp_path: Path, layout: str) -> None:
     touch(tmp_path, "somewhere/else/a.png")
     with pytest.raises(
         BuildError, match=rf"no normal images where layout {layout} has them .*Expected .*\.png"
     ):
         find_dataset(str(tmp_path), layout)
+
+
+def test_two_layouts_in_one_folder_are_an_error_that_names_them(mvtec: Path) -> None:
+    touch(mvtec, "MT_Free/Imgs/a.jpg", "train/ok/000.png")
+    with pytest.raises(BuildError, match=r"looks like 3 layouts: mvtec, mtd, btad\. .*--layout"):
+        find_dataset(str(mvtec))
+    assert find_dataset(str(mvtec), "mtd").layout == "mtd"
+
+
+def test_every_layout_describes_itself() -> None:
+    for name, layout in LAYOUTS.items():
+        assert name == layout.name
+        assert layout.title and layout.normals
+        assert all(0 < len(line) <= 100 for line in layout.expects.splitlines())
+
+
+def test_no_layout_matches_an_empty_folder(tmp_path: Path) -> None:
+    assert not any(layout.matches(tmp_path) for layout in LAYOUTS.values())
+
+
+def test_listing_the_layouts_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, pcexport.config; from pcexport.datasets import LAYOUTS; assert LAYOUTS; "
+        "print(*{'numpy', 'cv2', 'torch'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
+
+
+def test_names_with_braces_are_reported_as_they_are(tmp_path: Path) -> None:
+    root = tmp_path / "lot{first}"
+    touch(root, "train/good/000.png", "ground_truth/a/{n}.png")
+    with pytest.raises(BuildError, match=r"1 masks in .*lot.* belong to no image, the first a/\{n\}\.png"):
+        find_dataset(str(root))
+
+
+@pytest.mark.parametrize("count, held_back", [(1, []), (4, []), (5, [5]), (14, [5, 10])])
+def test_every_fifth_normal_item_is_for_the_test(count: int, held_back: list[int]) -> None:
+    build, test = split_normals(range(1, count + 1))
+    assert test == held_back
+    assert sorted(build + test) == list(range(1, count + 1))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -217,8 +263,12 @@ def test_magnetic_tiles_split_as_published(realdata_dir: Path) -> None:
     defective = [t for t in dataset.test if t.is_defective]
     assert (dataset.layout, len(dataset.normal)) == ("mtd", 761)
     assert (len(dataset.test) - len(defective), len(defective)) == (191, 392)
-    assert all(t.mask for t in defective)
-    assert not set(dataset.normal) & {t.path for t in dataset.test}
+    assert not set(dataset.normal) & {t.ref for t in dataset.test}
+    # Four of the published masks mark nothing.
+    (remark,) = dataset.remarks
+    assert remark.startswith("4 defective images have a mask that marks nothing")
+    assert sum(not t.masks for t in defective) == 4
+    assert sum(mask is not None for mask in load_masks(dataset)) == 388
 
 
 @pytest.mark.realdata
@@ -228,5 +278,6 @@ def test_hazelnut_is_mvtec_with_masks(realdata_dir: Path) -> None:
     dataset = find_dataset(str(realdata_dir / "hazelnut_reduced"))
     assert (dataset.layout, len(dataset.normal)) == ("mvtec", 50)
     defective = [t for t in dataset.test if t.is_defective]
-    assert defective and all(t.mask for t in defective)
+    assert defective and all(t.masks for t in defective)
+    assert sum(mask is not None for mask in load_masks(dataset)) == len(defective)
     assert len({t.defect for t in defective}) * 2 == len(defective)
