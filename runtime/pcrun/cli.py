@@ -5,6 +5,7 @@ import dataclasses
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,10 +13,13 @@ import click
 from pcrun._version import __version__
 from pcrun.cli_options import (
     IMAGES_OPTION,
+    SCENARIOS,
     bundle_option,
     bundles_option,
     device_options,
+    exactness_option,
     profile_option,
+    search_options,
     sink_options,
     source_options,
     verdict_options,
@@ -182,6 +186,85 @@ def tune(ctx: click.Context, /, **options: Any) -> int:
 
     options["bundle"] = options["bundle"] or _bundle_before(ctx)
     return tune_here(**options)
+
+
+@cli.command(context_settings=HELP_SETTINGS, short_help="Measure latencies on this machine.")
+@bundle_option
+@device_options
+@exactness_option
+@search_options
+@profile_option
+@click.option(
+    IMAGES_OPTION,
+    "images",
+    multiple=True,
+    metavar="PATH",
+    help="Image file, folder or quoted glob to measure with; repeatable. Left out: the golden samples.",
+)
+@click.option("--video", type=click.Path(path_type=Path), help="Measure with the first frames of a video.")
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    type=click.Choice(SCENARIOS),
+    help="Repeatable. Left out: single-stream.",
+)
+@click.option(
+    "--duration",
+    "duration_s",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="Measure each scenario for so long at least.",
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="And so many queries at least.",
+)
+@click.option(
+    "--bound-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    default=100.0,
+    show_default=True,
+    help="Of the server scenario: what its p99 must not exceed.",
+)
+@click.option(
+    "--fps",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Of the camera scenario.",
+)
+@click.option(
+    "--starts",
+    type=click.IntRange(0, 100),
+    default=3,
+    show_default=True,
+    help="Cold starts measured; 0: none.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Write the report with all samples (JSON)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@debug_option
+@click.pass_context
+def bench(ctx: click.Context, /, **options: Any) -> int:
+    """Measure this bundle on this machine, stage by stage, in the scenarios of MLPerf Inference.
+
+    single-stream: one image after the other, p90. multi-stream: eight at once, p99. server: Poisson
+    arrivals, the largest rate whose p99 stays within --bound-ms. offline: images a second. camera: frames
+    at --fps, how many are dropped and how old they are at their verdict.
+    """
+    if options["images"] and options["video"]:
+        raise click.UsageError("Give --images or --video, not both.")
+    _refuse_contradictions(**{name: options[name] for name in ("search", "ef", "exactness")})
+    from pcrun.bench_command import bench_here
+
+    return bench_here(options.pop("bundle") or _bundle_before(ctx), **options)
 
 
 def _bundle_before(ctx: click.Context) -> Any:

@@ -23,6 +23,7 @@ SEARCH_CHOICES = ("auto", "quantised", "hnsw", "exact", "exact_graph")
 FORMATS = ("jsonl", "csv", "table")
 MAP_FORMATS = ("npy", "png")
 ROTATIONS_DEG = (0, 90, 180, 270)
+SCENARIOS = ("single-stream", "multi-stream", "server", "offline", "camera")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -106,6 +107,31 @@ bundles_option = click.option(
 )
 
 profile_option = click.option("--no-profile", is_flag=True, help="Ignore the device profile of `pcrun tune`.")
+
+exactness_option = click.option(
+    "--exactness",
+    type=click.Choice(EXACTNESS_LEVELS),
+    default="mask",
+    show_default=True,
+    help="What equals brute force. none: nothing. image: the image score. mask: that and the mask. "
+    "full: every patch.",
+)
+
+search_options = _all(
+    click.option(
+        "--search",
+        type=click.Choice(SEARCH_CHOICES),
+        default="auto",
+        show_default=True,
+        help="How near entries are found; the certified verdict is the same. auto: the device profile's, "
+        "else by the size of the memory bank.",
+    ),
+    click.option(
+        "--ef",
+        type=click.IntRange(1, 65536),
+        help="Search width of the HNSW index, which it asks for; the bundle's by default.",
+    ),
+)
 
 device_options = _all(
     click.option(
@@ -223,27 +249,8 @@ verdict_options = _all(
         help="Alarm when k of the last n frames are anomalous; raw verdicts are kept.",
     ),
     device_options,
-    click.option(
-        "--exactness",
-        type=click.Choice(EXACTNESS_LEVELS),
-        default="mask",
-        show_default=True,
-        help="What equals brute force. none: nothing. image: the image score. mask: that and the mask. "
-        "full: every patch.",
-    ),
-    click.option(
-        "--search",
-        type=click.Choice(SEARCH_CHOICES),
-        default="auto",
-        show_default=True,
-        help="How near entries are found; the certified verdict is the same. auto: the device profile's, "
-        "else by the size of the memory bank.",
-    ),
-    click.option(
-        "--ef",
-        type=click.IntRange(1, 65536),
-        help="Search width of the HNSW index, which it asks for; the bundle's by default.",
-    ),
+    exactness_option,
+    search_options,
     profile_option,
 )
 

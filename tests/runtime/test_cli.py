@@ -124,7 +124,7 @@ class TestArguments:
         code, _, err = run("--bundle", "x.pcbundle", "part.png")
         assert code == 2
         assert (
-            "Unexpected 'part.png'. To score files say --images PATH...; commands: doctor, selftest, tune."
+            "Unexpected 'part.png'. To score files say --images PATH...; commands: bench, doctor, selftest, tune."
             in err
         )
 
