@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
 from pcexport.cli import main as pcexport
@@ -17,6 +20,7 @@ from pcexport.datasets import find_dataset
 from pcrun import AnomalyDetector, Bundle
 from pcrun.cli import main as pcrun
 from pcrun.preprocess import map_on_original
+from tests.exporter.test_calibration import promise_kept
 
 pytestmark = pytest.mark.realdata
 
@@ -195,6 +199,38 @@ def test_video_frames_are_scored_one_line_each(
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["frame"] for record in records] == [0, 1, 2, 3, 4]
     assert all(record["verdict"] == "anomalous" for record in records)  # bottles are no magnetic tiles
+
+
+def test_a_promised_five_percent_is_kept_on_unseen_tiles(
+    bundle: Path, tiles: Path, realdata_dir: Path
+) -> None:
+    """As with generated scores; and so is the promise of the build, which saw none of these tiles."""
+    used = {path.name for path in find_dataset(str(tiles)).normal}
+    detector = AnomalyDetector.load(bundle)
+    unseen = [p for p in find_dataset(str(realdata_dir / "mtd")).normal if p.name not in used][:400]
+    assert len(unseen) == 400
+    scores = np.array([detector.peaks(cv2.imread(str(path)))[0] for path in unseen])
+    observed, expected, within, within_expected = promise_kept(scores, rate=0.05)
+    assert expected <= 0.05 and observed == pytest.approx(expected, rel=0.1)
+    assert within >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / 300) and within_expected < 0.9
+    threshold = detector.manifest.scoring.threshold
+    assert threshold is not None and threshold.method == "kfold"
+    alarms = int((scores > threshold.value).sum())
+    assert alarms <= binom.ppf(0.99, len(scores), threshold.false_alarm_rate_upper_95)
+
+
+def test_calibrate_refuses_the_tiles_of_the_build_and_takes_others(
+    bundle: Path, tiles: Path, realdata_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built_from = str(tiles / "MT_Free" / "Imgs" / "*.jpg")
+    output = tmp_path / "new.pcbundle"
+    assert pcexport(["calibrate", str(bundle), built_from, "-o", str(output), "--allow-shortage"]) == 2
+    assert re.search(r"(\d+) of the images are in the memory bank", capsys.readouterr().err)
+    rate = ["--false-alarm-rate", "0.05"]
+    assert pcexport(["calibrate", str(bundle), str(realdata_dir / "mtd"), "-o", str(output), *rate]) == 0
+    scoring = Bundle.load(output).manifest.scoring
+    assert scoring.threshold is not None and scoring.threshold.images == 191
+    assert pcrun(["selftest", "--bundle", str(output)]) == 0
 
 
 @pytest.mark.slow
