@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pcexport.bundle_writer import check_output, list_files, publish, staging_folder, write_zip
 from pcexport.calibration import choose_threshold, images_needed, shortage_warning
 from pcexport.datasets import find_dataset
@@ -14,7 +16,7 @@ from pcexport.images import ImageReader
 from pcexport.progress import Steps
 from pcexport.report import write_report
 from pcexport.seen import SeenImages
-from pcexport.thresholds import NormalScores
+from pcexport.thresholds import NormalScores, baseline_of
 from pcrun.bundle import Bundle
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
 from pcrun.manifest import (
@@ -233,8 +235,8 @@ def _score(
                 embedded = detector.embed(pixels)
                 result = detector.score(embedded)
                 seen.look(path, embedded.embeddings, result.patch_scores)
-                scores.image_scores.append(result.image_score)
-                scores.map_maxima.append(float(result.anomaly_map.max()))
+                median = float(np.median(result.patch_scores))
+                scores.add(result.image_score, float(result.anomaly_map.max()), median)
             step.advance_to(done)
     seen.require_none()
     return scores
@@ -257,7 +259,12 @@ def _with_thresholds(
     if old.threshold or old.pixel_threshold:
         history = (*history, PastThresholds(old.threshold, old.pixel_threshold, old.calibrated_on))
     scoring = dataclasses.replace(
-        old, threshold=image, pixel_threshold=pixel, calibrated_on=source, history=history
+        old,
+        threshold=image,
+        pixel_threshold=pixel,
+        calibrated_on=source,
+        history=history,
+        baseline=baseline_of(scores, "holdout"),
     )
     accuracy = manifest.accuracy
     if accuracy is not None:

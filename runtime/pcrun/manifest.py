@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pcrun.errors import BundleError
+from pcrun.manifest_scoring import MAX_BASELINE as MAX_BASELINE
+from pcrun.manifest_scoring import BaselineSpec as BaselineSpec
 from pcrun.manifest_scoring import CalibrationSource as CalibrationSource
 from pcrun.manifest_scoring import PastThresholds as PastThresholds
 from pcrun.manifest_scoring import ScoringSpec as ScoringSpec

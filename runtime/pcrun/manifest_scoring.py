@@ -3,11 +3,14 @@
 `pcrun.manifest` gives these names too.
 """
 
+import itertools
 from dataclasses import dataclass
 
 from pcrun.records import require
 
 IMAGE_SCORES = ("max", "reweighted")
+# Scores kept of each kind: enough for the distribution, and a few kilobytes.
+MAX_BASELINE = 512
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,37 @@ class PastThresholds:
 
 
 @dataclass(frozen=True)
+class BaselineSpec:
+    """What normal images score that are not in the memory bank: a running line is compared with it.
+
+    Attributes:
+        method: how they were kept apart: "holdout", or "kfold" (by banks that each lack a part, which are
+            smaller than the bundle's: scores are a little higher).
+        images: normal images scored.
+        image_scores: ascending, L2 units; where there are many images, evenly spaced quantiles.
+        patch_medians: the median patch score of each image, likewise; as a search finds them, so possibly
+            too large by `SearchMeasurement.mean_distance_error`.
+    """
+
+    method: str
+    images: int
+    image_scores: tuple[float, ...]
+    patch_medians: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("image_scores", "patch_medians"):
+            values = getattr(self, name)
+            require(
+                1 <= len(values) <= min(self.images, MAX_BASELINE),
+                f"{name} must hold 1 to {MAX_BASELINE} numbers, at most one an image, got {len(values)}",
+            )
+            require(
+                values[0] >= 0 and all(a <= b for a, b in itertools.pairwise(values)),
+                f"{name} must be ascending and not negative",
+            )
+
+
+@dataclass(frozen=True)
 class ScoringSpec:
     """From patch distances to a verdict.
 
@@ -72,6 +106,7 @@ class ScoringSpec:
         pixel_threshold: for the anomaly map; chosen from the maps' maxima on the same images.
         calibrated_on: the images of both thresholds; None for those of the build.
         history: earlier thresholds, the oldest first.
+        baseline: scores of the images that both thresholds were chosen from; None where not recorded.
     """
 
     image_score: str
@@ -81,6 +116,7 @@ class ScoringSpec:
     pixel_threshold: ThresholdSpec | None = None
     calibrated_on: CalibrationSource | None = None
     history: tuple[PastThresholds, ...] = ()
+    baseline: BaselineSpec | None = None
 
     def __post_init__(self) -> None:
         require(self.image_score in IMAGE_SCORES, f"image_score must be one of {IMAGE_SCORES}")

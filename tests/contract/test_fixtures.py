@@ -77,7 +77,7 @@ def test_the_schema_2_fixture_searches_in_fewer_dimensions() -> None:
 
 def test_the_schema_2_fixture_has_no_key_of_a_later_schema() -> None:
     raw = json.loads((SCHEMA2_FIXTURE / MANIFEST_NAME).read_bytes())
-    assert not {"calibrated_on", "history"} & raw["scoring"].keys()
+    assert not {"calibrated_on", "history", "baseline"} & raw["scoring"].keys()
 
 
 def test_the_schema_3_fixture_remembers_its_earlier_thresholds() -> None:
@@ -86,6 +86,12 @@ def test_the_schema_3_fixture_remembers_its_earlier_thresholds() -> None:
     (past,) = scoring.history
     assert past.calibrated_on is None and past.threshold is not None
     assert past.threshold.value == 2 * scoring.threshold.value
+
+
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: path.stem)
+def test_only_the_schema_3_fixture_has_a_baseline(fixture: Path) -> None:
+    baseline = Bundle.load(fixture).manifest.scoring.baseline
+    assert (baseline is not None) == (fixture == SCHEMA3_FIXTURE)
 
 
 def test_the_schema_3_fixture_is_what_the_generator_writes(tmp_path: Path) -> None:

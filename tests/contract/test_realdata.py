@@ -19,6 +19,7 @@ from pcexport.cli import main as pcexport
 from pcexport.datasets import find_dataset
 from pcrun import AnomalyDetector, Bundle
 from pcrun.cli import main as pcrun
+from pcrun.drift import DriftWatch
 from pcrun.preprocess import map_on_original
 from tests.exporter.test_calibration import promise_kept
 
@@ -231,6 +232,32 @@ def test_calibrate_refuses_the_tiles_of_the_build_and_takes_others(
     scoring = Bundle.load(output).manifest.scoring
     assert scoring.threshold is not None and scoring.threshold.images == 191
     assert pcrun(["selftest", "--bundle", str(output)]) == 0
+
+
+@pytest.mark.parametrize("images", ["build", "line"])
+def test_drift_is_silent_on_other_tiles_and_speaks_on_blurred_ones(
+    bundle: Path, tiles: Path, realdata_dir: Path, tmp_path: Path, images: str
+) -> None:
+    """With the k-fold baseline of the build, and with one of other tiles."""
+    path = bundle
+    if images == "line":
+        path = tmp_path / "line.pcbundle"
+        rate = ["--false-alarm-rate", "0.05"]
+        assert pcexport(["calibrate", str(bundle), str(realdata_dir / "mtd"), "-o", str(path), *rate]) == 0
+    detector = AnomalyDetector.load(path)
+    baseline = detector.manifest.scoring.baseline
+    assert baseline is not None
+    assert baseline.method == ("kfold" if images == "build" else "holdout")
+    used = {image.name for image in find_dataset(str(tiles)).normal}
+    unseen = [p for p in find_dataset(str(realdata_dir / "mtd")).normal if p.name not in used][:160]
+    watch = DriftWatch(40)
+    told = []
+    for number, image_path in enumerate(unseen):
+        image = cv2.imread(str(image_path))
+        if number >= 80:
+            image = cv2.GaussianBlur(image, (0, 0), 3)
+        told += [(number, event.name) for event in watch.update("line", detector, detector(image))]
+    assert told and set(told) == {(159, "drift")}
 
 
 @pytest.mark.slow

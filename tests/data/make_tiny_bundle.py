@@ -32,6 +32,7 @@ from pcrun.manifest import (
     REPORT_NAME,
     SAMPLES_NAME,
     SEARCH_BASIS_NAME,
+    BaselineSpec,
     CalibrationSource,
     CoresetSpec,
     EmbeddingSpec,
@@ -242,12 +243,20 @@ def _embed(embedder: OnnxEmbedder, image_bgr: np.ndarray) -> np.ndarray:
 
 
 def _calibrated(detector: AnomalyDetector, rng: np.random.Generator) -> ScoringSpec:
-    """Both thresholds at the largest score of fresh normal images; the detector takes them too."""
+    """Baseline and thresholds (the largest scores) of fresh normal images; the detector takes them too."""
     results = [detector(smooth_image(rng)) for _ in range(CALIBRATION_IMAGES)]
+    baseline = BaselineSpec(
+        "holdout",
+        CALIBRATION_IMAGES,
+        tuple(sorted(r.image_score for r in results)),
+        tuple(sorted(float(np.median(r.patch_scores)) for r in results)),
+    )
     image = _threshold([r.image_score for r in results])
     pixel = _threshold([float(r.anomaly_map.max()) for r in results])
     detector.threshold, detector.pixel_threshold = image.value, pixel.value
-    return dataclasses.replace(detector.manifest.scoring, threshold=image, pixel_threshold=pixel)
+    return dataclasses.replace(
+        detector.manifest.scoring, threshold=image, pixel_threshold=pixel, baseline=baseline
+    )
 
 
 def _with_history(scoring: ScoringSpec) -> ScoringSpec:

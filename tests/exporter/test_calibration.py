@@ -21,6 +21,7 @@ from pcexport.calibration import (
 )
 from pcexport.config import BuildConfig
 from pcexport.errors import BuildError
+from pcexport.thresholds import thinned
 
 RATES = st.floats(1e-4, 0.9)
 
@@ -226,3 +227,17 @@ def test_none_uses_every_image_for_the_bank() -> None:
 def test_one_image_cannot_give_a_threshold(method: str) -> None:
     with pytest.raises(BuildError, match="1 normal image cannot give a threshold: at least 2"):
         plan(1, calibration=method)
+
+
+@pytest.mark.parametrize("n", [1, 2, 511, 512, 513, 1000, 5000])
+def test_a_baseline_keeps_the_distribution_in_512_numbers(n: int) -> None:
+    scores = np.random.default_rng(0).lognormal(size=n).tolist()
+    kept = np.array(thinned(scores))
+    assert len(kept) == min(n, 512) and (np.diff(kept) >= 0).all()
+    ordered = np.sort(scores)
+    if n <= 512:
+        assert kept == pytest.approx(ordered, rel=1e-6)
+        return
+    # The share of scores up to each kept one is right to half a step of either.
+    shares = np.searchsorted(ordered, kept * (1 + 1e-6), side="right") / n
+    assert np.abs(shares - (np.arange(512) + 0.5) / 512).max() <= 0.5 / 512 + 1 / n

@@ -132,6 +132,17 @@ class TestThresholds:
         old, new = Bundle.load(tiny_bundle).manifest, done.bundle.manifest
         assert dataclasses.replace(new, scoring=old.scoring, files=old.files) == old
 
+    def test_the_baseline_is_that_of_the_same_images(
+        self, calibrate: Any, tiny_bundle: Path, normals: Path
+    ) -> None:
+        baseline = calibrate(tiny_bundle, normals).bundle.manifest.scoring.baseline
+        detector = load(tiny_bundle, exactness="full")
+        results = [detector(cv2.imread(str(path))) for path in sorted(normals.iterdir())]
+        assert (baseline.method, baseline.images) == ("holdout", 40)
+        assert baseline.image_scores == pytest.approx(sorted(r.image_score for r in results), rel=1e-5)
+        medians = sorted(float(np.median(r.patch_scores)) for r in results)
+        assert baseline.patch_medians == pytest.approx(medians, rel=1e-5)
+
     def test_equal_inputs_give_equal_bytes(
         self, calibrate: Any, tiny_bundle: Path, normals: Path, tmp_path: Path
     ) -> None:
