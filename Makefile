@@ -43,6 +43,7 @@ runtime: $(VENV)-runtime/.installed  ## Install .[cpu] without torch into .venv-
 	$(VENV)-runtime/bin/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is not None)"
 	$(VENV)-runtime/bin/pcrun selftest --bundle tests/data/tiny_schema1.pcbundle
 	$(VENV)-runtime/bin/pcrun selftest --bundle tests/data/tiny_schema2.pcbundle
+	$(VENV)-runtime/bin/pcrun selftest --bundle tests/data/tiny_schema3.pcbundle
 
 $(VENV)-runtime/.installed: $(INSTALL_INPUTS)
 	$(MAKE) --no-print-directory VENV=$(VENV)-runtime $(VENV)-runtime/bin/pip

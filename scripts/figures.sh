@@ -3,7 +3,8 @@
 # runs all of pcbench and writes benchmarks/results/*.json and the README's tables. Takes about 25 minutes on 2 cores; keep
 # the machine quiet. Needs the project installed with its extras export, cpu, openvino.
 #
-#   scripts/figures.sh DATA WEIGHTS      DATA: folder with split.json, WEIGHTS: ResNet-18 for ImageNet (.pth)
+#   scripts/figures.sh DATA WEIGHTS [VIDEO]   DATA: folder with split.json, WEIGHTS: ResNet-18 for ImageNet (.pth),
+#                                             VIDEO: of normal parts, shown as a camera for ten minutes more
 set -euo pipefail
 data=$(realpath "${1:?the data folder, with split.json}")
 weights=$(realpath "${2:?a ResNet-18 weights file}")
@@ -67,5 +68,25 @@ rows = np.load(work / "bank-100pct.pcbundle" / "memory_bank.npy")
 np.save(work / "projected.npy", rows @ fit_projection("pca", ArrayRows(rows), 128, seed=0))
 PYTHON
 pcbench coreset --embeddings "$work/projected.npy" --name "Magnetic Tile Defects" -o "$results/coreset-mtd.json"
+
+if [[ -n ${3:-} ]]; then
+  # Every eighth frame: neighbours are nearly equal.
+  python - "$3" "$work/frames" <<'PYTHON'
+import pathlib, sys
+
+import cv2
+
+video, folder = cv2.VideoCapture(sys.argv[1]), pathlib.Path(sys.argv[2])
+folder.mkdir()
+number = 0
+while (read := video.read())[0]:
+    if number % 8 == 0:
+        cv2.imwrite(str(folder / f"{number:05d}.png"), read[1])
+    number += 1
+PYTHON
+  pcexport build "$work/frames" -o "$work/video.pcbundle" --weights "$weights" --coreset-size 5966
+  pcbench soak --bundle "$work/video.pcbundle" --video "$3" --minutes 10 --name "$(basename "${3%.*}")" \
+    -o "$results/soak.json"
+fi
 
 pcbench readme

@@ -152,6 +152,34 @@ def _embedder_table(result: dict[str, Any]) -> str:
     return "\n".join([*rows, "", f"{note} {_device(result)}"])
 
 
+def _soak_table(results: list[dict[str, Any]]) -> str:
+    if not results:
+        return ""
+    heads = (
+        "live source",
+        "minutes",
+        "frames",
+        "scored",
+        "dropped",
+        "age at verdict p50, p99",
+        "memory",
+        "growth",
+    )
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for result in results:
+        age, slope = result["age_ms"], result["rss_slope_mb_per_minute"]
+        growth = "-" if slope is None else f"{slope:+.2f} MB a minute"
+        rows.append(
+            f"| {result['name']}, {result['fps']:.0f} a second | {len(result['minutes'])} | {result['frames']:,} | "
+            f"{result['scored']:,} | {result['dropped']:,} | {age['p50']:.0f} ms, {age['p99']:.0f} ms | "
+            f"{result['minutes'][-1]['rss_mb']:.0f} MB | {growth} |"
+        )
+    note = (
+        "The last few frames came when it was over. Growth is that of resident memory after the first minute."
+    )
+    return "\n".join([*rows, "", f"{note} {_device(results[0])}"])
+
+
 def _device(result: dict[str, Any]) -> str:
     machine, packages = result["machine"], result["versions"]
     names = ("onnxruntime", "openvino", "hnswlib", "numpy", "torch")
@@ -164,4 +192,5 @@ _TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "search": _search_tables,
     "embedder": _embedder_tables,
     "coreset": _coreset_table,
+    "soak": _soak_table,
 }

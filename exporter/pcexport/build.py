@@ -28,7 +28,7 @@ from pcexport.precision import (
 from pcexport.progress import Steps
 from pcexport.report import write_report
 from pcexport.samples import ImageSamples
-from pcexport.thresholds import NormalScores, choose_thresholds, score_normals
+from pcexport.thresholds import NormalScores, baseline_of, choose_thresholds, score_normals
 from pcexport.tuning import tune_here
 from pcexport.versions import installed_versions
 from pcrun.bundle import Bundle
@@ -303,7 +303,12 @@ class _Job:
         chosen = choose_thresholds(scores, plan, config, self.steps)
         if chosen:
             detector.threshold, detector.pixel_threshold = (spec.value for spec in chosen)
-            scoring = dataclasses.replace(manifest.scoring, threshold=chosen[0], pixel_threshold=chosen[1])
+            scoring = dataclasses.replace(
+                manifest.scoring,
+                threshold=chosen[0],
+                pixel_threshold=chosen[1],
+                baseline=baseline_of(scores, plan.method),
+            )
             manifest = dataclasses.replace(manifest, scoring=scoring)
         return detector, manifest, scores
 

@@ -16,7 +16,7 @@ import numpy as np
 from pcexport.errors import BuildError
 from pcrun.bundle import Bundle, file_entry
 from pcrun.cli_support import undisturbed
-from pcrun.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, FileEntry
+from pcrun.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, FileEntry, Manifest
 from pcrun.types import AnyArray
 
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: equal bundles give equal zips
@@ -74,8 +74,8 @@ def publish(staged: Path, output: Path) -> None:
     # mkdtemp makes folders private; a bundle is read by whoever runs the line.
     if staged.is_dir():
         staged.chmod(0o755)
-    if not output.exists():
-        staged.rename(output)
+    if not output.exists() or (staged.is_file() and output.is_file()):
+        staged.replace(output)
         return
     with undisturbed():
         old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
@@ -119,12 +119,17 @@ def pack_bundle(bundle_path: Path, output: Path, *, force: bool) -> int:
     if output.exists() and not force:
         raise BuildError(f"{output} exists already. Expected a new name; pass --force to replace it.")
     with staging_folder(output) as folder:
-        staged = folder / output.name
-        with zipfile.ZipFile(staged, "w", zipfile.ZIP_STORED) as archive:
-            for name in [MANIFEST_NAME, MANIFEST_DIGEST_NAME, *sorted(bundle.manifest.files)]:
-                info = zipfile.ZipInfo(name, _ZIP_DATE)
-                info.external_attr = 0o644 << 16
-                archive.writestr(info, (bundle_path / name).read_bytes())
+        staged = write_zip(bundle_path, folder / output.name, bundle.manifest)
         Bundle.load(staged)
         staged.replace(output)
     return output.stat().st_size
+
+
+def write_zip(folder: Path, path: Path, manifest: Manifest) -> Path:
+    """Put the files of a bundle directory into one zip, always the same bytes; gives its path."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name in [MANIFEST_NAME, MANIFEST_DIGEST_NAME, *sorted(manifest.files)]:
+            info = zipfile.ZipInfo(name, _ZIP_DATE)
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, (folder / name).read_bytes())
+    return path

@@ -13,7 +13,7 @@ import click
 from pcexport.config import BuildConfig, load_config, recipe_names
 from pcexport.datasets import LAYOUTS
 from pcrun._version import __version__
-from pcrun.cli_options import EXACTNESS_LEVELS, device_options, profile_option
+from pcrun.cli_options import EXACTNESS_LEVELS, PROVIDER_NAMES, device_options, profile_option
 from pcrun.cli_support import HELP_SETTINGS, FiniteFloat, debug_option, run_command
 
 
@@ -145,6 +145,57 @@ def evaluate(
     from pcexport.evaluation.command import evaluate_here
 
     return evaluate_here([Path(bundle) for bundle in bundles], data, output, as_json=as_json, **options)
+
+
+@cli.command(context_settings=HELP_SETTINGS, short_help="Choose new thresholds from new normal images.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("normals")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="New bundle; left out: BUNDLE, with --force.",
+)
+@click.option(
+    "--false-alarm-rate",
+    "rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of normal images that may be called anomalous; left out: that of the bundle's threshold.",
+)
+@click.option(
+    "--provider",
+    type=click.Choice(PROVIDER_NAMES),
+    default="auto",
+    show_default=True,
+    help="What the embedder runs on.",
+)
+@click.option(
+    "--allow-shortage", is_flag=True, help="Take the largest score where the images are too few for the rate."
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle when the new one is complete.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@debug_option
+def calibrate(bundle: Path, normals: str, output: Path | None, as_json: bool, **options: Any) -> int:
+    """Choose new thresholds for BUNDLE from NORMALS: a folder or quoted glob of normal images.
+
+    The bundle must not have seen them. They are scored as on the device. The new bundle is the old one but
+    for its thresholds; the old ones are kept in its history.
+    """
+    from pcexport.progress import Steps
+    from pcexport.recalibrate import CalibrateOptions, calibrate_bundle
+    from pcexport.summary import print_calibration
+
+    steps = Steps()
+    summary = calibrate_bundle(bundle, normals, output, CalibrateOptions(**options), steps)
+    if as_json:
+        print(json.dumps(summary.to_json(), indent=2))
+    else:
+        print_calibration(summary)
+    steps.say(
+        "Device profiles are valid for one digest: run `pcrun tune` where the new bundle runs"
+        + (", here too." if summary.had_profile else ".")
+    )
+    return 0
 
 
 @cli.command(context_settings=HELP_SETTINGS)

@@ -1,6 +1,7 @@
 """Golden samples: images of the build with their results, replayed by `pcrun selftest` on every device."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,11 +65,21 @@ def write_samples(
         samples.append(GoldenSample(name, label, result.image_score, map_max, result.is_anomalous))
         names.append(name)
     tolerance = TOLERANCE_RELATIVE[detector.manifest.embedding.precision]
-    expected = to_jsonable(GoldenSamples(tolerance, tuple(samples)))
-    (folder / SAMPLES_NAME).write_text(
-        json.dumps(expected, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    (folder / SAMPLES_NAME).write_bytes(samples_to_json(GoldenSamples(tolerance, tuple(samples))))
     return [*names, SAMPLES_NAME]
+
+
+def samples_to_json(golden: GoldenSamples) -> bytes:
+    """The content of samples/expected.json."""
+    return (json.dumps(to_jsonable(golden), indent=2, sort_keys=True) + "\n").encode()
+
+
+def judge_again(golden: GoldenSamples, threshold: float) -> GoldenSamples:
+    """The same samples with their verdicts at another threshold (L2 units)."""
+    samples = (
+        dataclasses.replace(sample, is_anomalous=sample.image_score > threshold) for sample in golden.samples
+    )
+    return dataclasses.replace(golden, samples=tuple(samples))
 
 
 def spread(items: Sequence[T], wanted: int) -> list[T]:

@@ -9,10 +9,18 @@ from rich.table import Table
 from pcexport.backbones.registry import list_backbones
 from pcexport.datasets import LAYOUTS
 from pcrun.bundle import Bundle
-from pcrun.manifest import EmbeddingSpec, Manifest, PrecisionSpec, ThresholdSpec
+from pcrun.manifest import (
+    AccuracySpec,
+    EmbeddingSpec,
+    Manifest,
+    PastThresholds,
+    PrecisionSpec,
+    ThresholdSpec,
+)
 
 if TYPE_CHECKING:
     from pcexport.build import BuildSummary
+    from pcexport.recalibrate import CalibrateSummary
 
 
 def print_summary(summary: "BuildSummary") -> None:
@@ -40,6 +48,21 @@ def print_summary(summary: "BuildSummary") -> None:
         times.add_row(name, f"{seconds:.1f}")
     times.add_row("total", f"{sum(summary.seconds.values()):.1f}", style="bold")
     console.print(times)
+
+
+def print_calibration(summary: "CalibrateSummary") -> None:
+    """The table at the end of `pcexport calibrate`."""
+    before, after = summary.before, summary.manifest.scoring
+    kind = "zip" if summary.output.is_file() else "directory"
+    table = Table(title=f"{summary.output}  ({kind})", title_justify="left", show_header=False)
+    table.add_column("what", style="bold")
+    table.add_column("value", overflow="fold")
+    table.add_row("threshold", _threshold(after.threshold))
+    table.add_row("before", _threshold(before.threshold))
+    table.add_row("pixel threshold", _threshold(after.pixel_threshold))
+    table.add_row("before", _threshold(before.pixel_threshold))
+    table.add_row("digest", summary.digest)
+    _console().print(table)
 
 
 def print_bundle(bundle: Bundle) -> None:
@@ -104,6 +127,10 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("threshold", _threshold(manifest.scoring.threshold)),
         ("pixel threshold", _threshold(manifest.scoring.pixel_threshold)),
     ]  # fmt: skip
+    if manifest.scoring.calibrated_on:
+        rows.append(("calibrated on", manifest.scoring.calibrated_on.name))
+    if manifest.scoring.history:
+        rows.append(("earlier thresholds", ", ".join(_past(past) for past in manifest.scoring.history)))
     if manifest.parity:
         rows.append(("parity torch/ONNX", f"{manifest.parity.max_relative_error:.1e} relative, "
                                           f"{manifest.parity.max_absolute_error:.1e} absolute"))  # fmt: skip
@@ -112,10 +139,23 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     rows += [("search", _search(manifest))]
     if manifest.accuracy:
         accuracy = manifest.accuracy
-        rows.append(("accuracy", f"image AUROC {accuracy.image_auroc:.4f}; "
-                     f"{accuracy.false_alarms} false alarms of {accuracy.images_normal}, "
-                     f"{accuracy.misses} misses of {accuracy.images_defective}"))  # fmt: skip
+        rows.append(("accuracy", f"image AUROC {accuracy.image_auroc:.4f}" + _counts(accuracy)))
     return rows
+
+
+def _counts(accuracy: AccuracySpec) -> str:
+    """Wrong verdicts on the test images, where they were counted at the threshold in force."""
+    if accuracy.false_alarms is None or accuracy.misses is None:
+        return ""
+    return (
+        f"; {accuracy.false_alarms} false alarms of {accuracy.images_normal}, "
+        f"{accuracy.misses} misses of {accuracy.images_defective}"
+    )
+
+
+def _past(past: PastThresholds) -> str:
+    where = past.calibrated_on.name if past.calibrated_on else "build"
+    return f"{past.threshold.value:.4f} ({where})" if past.threshold else f"none ({where})"
 
 
 def _precision(embedding: EmbeddingSpec, spec: PrecisionSpec) -> str:

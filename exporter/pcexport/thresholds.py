@@ -1,5 +1,6 @@
 """Scoring the calibration images and choosing both thresholds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +13,7 @@ from pcexport.images import ImageReader
 from pcexport.progress import Step, Steps
 from pcrun.detector import AnomalyDetector
 from pcrun.engines import map_geometry, open_bank_scorer
-from pcrun.manifest import ThresholdSpec
+from pcrun.manifest import MAX_BASELINE, BaselineSpec, ThresholdSpec
 from pcrun.threads import available_cores
 from pcrun.types import Int64Array
 
@@ -22,16 +23,24 @@ _FOLD_UNITS = 2
 
 @dataclass(frozen=True)
 class NormalScores:
-    """Image scores and largest map values of normal images that their bank had not seen, in L2 units.
+    """Scores of normal images that their bank had not seen, in L2 units.
 
     Attributes:
-        image_scores, map_maxima: fold by fold, in the order of the plan.
+        image_scores, map_maxima, patch_medians: image score, largest map value and median patch score, fold
+            by fold, in the order of the plan.
         banks: which rows made the bank of each fold; empty where the bundle's own bank was used.
     """
 
     image_scores: list[float]
     map_maxima: list[float]
+    patch_medians: list[float] = field(default_factory=list)
     banks: list[Int64Array] = field(default_factory=list)
+
+    def add(self, image_score: float, map_maximum: float, patch_median: float) -> None:
+        """Take an image."""
+        self.image_scores.append(image_score)
+        self.map_maxima.append(map_maximum)
+        self.patch_medians.append(patch_median)
 
 
 def score_normals(
@@ -56,6 +65,26 @@ def score_normals(
             else:
                 _score_fold(fold, embedded, detector, config, scores, step)
     return scores
+
+
+def baseline_of(scores: NormalScores, method: str) -> BaselineSpec:
+    """What a running line is compared with."""
+    return BaselineSpec(
+        method, len(scores.image_scores), thinned(scores.image_scores), thinned(scores.patch_medians)
+    )
+
+
+def thinned(values: Sequence[float], limit: int = MAX_BASELINE) -> tuple[float, ...]:
+    """The values in ascending order; of more than `limit` of them so many evenly spaced quantiles.
+
+    Seven digits, what float32 holds.
+    """
+    n = len(values)
+    ordered = sorted(float(f"{value:.7g}") for value in values)
+    if n <= limit:
+        return tuple(ordered)
+    # The middle one of each of `limit` equal parts.
+    return tuple(ordered[(2 * part + 1) * n // (2 * limit)] for part in range(limit))
 
 
 def choose_thresholds(
@@ -84,9 +113,7 @@ def _score_held_out(
     step: Step,
 ) -> None:
     for index in fold:
-        image_score, map_maximum = detector.peaks(reader.read(embedded.refs[index]))
-        scores.image_scores.append(image_score)
-        scores.map_maxima.append(map_maximum)
+        scores.add(*detector.summarise(reader.read(embedded.refs[index])))
         step.advance_to(len(scores.image_scores))
 
 
@@ -115,7 +142,5 @@ def _score_fold(
         neighbours=neighbours,
     )
     for position, index in enumerate(fold, start=1):
-        image_score, map_maximum = scorer.peaks(embedded.image(int(index)))
-        scores.image_scores.append(image_score)
-        scores.map_maxima.append(map_maximum)
+        scores.add(*scorer.summarise(embedded.image(int(index))))
         step.advance_to(done + len(fold) + position)

@@ -292,6 +292,7 @@ def _run_options(options: dict[str, Any]) -> "RunOptions":
         rotate_deg=int(options["rotate"]),
         roi=Roi(*options["roi"]) if options["roi"] else None,
         debounce=options["debounce"],
+        drift_window=options["drift_window"],
         max_frames=options["max_frames"],
         duration_s=options["duration_s"],
         fail_on_anomaly=options["fail_on_anomaly"],

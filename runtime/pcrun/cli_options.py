@@ -55,6 +55,17 @@ class FractionType(_AnyParamType):
         return int(numbers[1]), int(numbers[2])
 
 
+class WindowType(_AnyParamType):
+    """0, or a number of verdicts that is enough for a comparison."""
+
+    name = "n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if str(value).isdecimal() and (int(value) == 0 or 20 <= int(value) <= 10_000):
+            return int(value)
+        self.fail(f"{value!r} is not 0, or a number of verdicts from 20 to 10000", param, ctx)
+
+
 class PropertyType(_AnyParamType):
     """NAME=VALUE, a capture property."""
 
@@ -247,6 +258,12 @@ verdict_options = _all(
         "--debounce",
         type=FractionType(),
         help="Alarm when k of the last n frames are anomalous; raw verdicts are kept.",
+    ),
+    click.option(
+        "--drift-window",
+        type=WindowType(),
+        help="Compare so many verdicts at once with the scores of normal images that the bundle holds, and "
+        "tell when they leave them; 0 for never.  [200]",
     ),
     device_options,
     exactness_option,

@@ -20,7 +20,7 @@ from pcrun.manifest import Manifest, ThresholdSpec
 from pcrun.preprocess import PreprocessSpec, Window, input_window, preprocess
 from pcrun.profile import DeviceProfile, RunSettings
 from pcrun.result import AnomalyResult, Region, StageTimings
-from pcrun.scoring import DEFAULT_EXACTNESS, ImageScores, PatchCoreScorer
+from pcrun.scoring import DEFAULT_EXACTNESS, ImageScores, PatchCoreScorer, ScoreSummary
 from pcrun.selftest import ArithmeticChange, check_changed_arithmetic
 from pcrun.session import open_embedder
 from pcrun.settings import choose_settings
@@ -278,8 +278,12 @@ class AnomalyDetector:
 
         The map of `__call__` is exact only where it is above the pixel threshold.
         """
+        return self.summarise(image_bgr)[:2]
+
+    def summarise(self, image_bgr: AnyArray) -> ScoreSummary:
+        """The peaks, and the median patch score as the search found it."""
         prepared = preprocess(as_bgr(image_bgr), self.manifest.preprocess)
-        return self._scorer.peaks(self._embedder.embed(prepared[None])[0])
+        return self._scorer.summarise(self._embedder.embed(prepared[None])[0])
 
     def _verdict(
         self, original_hw: tuple[int, ...], scores: ImageScores, preprocess_ms: float, embed_ms: float

@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from pcrun.errors import BundleError
+from pcrun.manifest_scoring import MAX_BASELINE as MAX_BASELINE
+from pcrun.manifest_scoring import BaselineSpec as BaselineSpec
+from pcrun.manifest_scoring import CalibrationSource as CalibrationSource
+from pcrun.manifest_scoring import PastThresholds as PastThresholds
+from pcrun.manifest_scoring import ScoringSpec as ScoringSpec
+from pcrun.manifest_scoring import ThresholdSpec as ThresholdSpec
 from pcrun.preprocess import PreprocessSpec
 from pcrun.records import RecordError, from_mapping, to_jsonable
+from pcrun.records import require as _require
 
-# 2 added search.dim, search_basis.npy, embedding.projected_from and precision (docs/bundle.md).
-SCHEMA_VERSION = 2
+# What each version added stands in docs/bundle.md.
+SCHEMA_VERSION = 3
 METHOD = "patchcore"
 
 MANIFEST_NAME = "manifest.json"
@@ -24,17 +31,11 @@ NEIGHBOURS_NAME = "neighbours.npy"
 SAMPLES_NAME = "samples/expected.json"
 REPORT_NAME = "report.html"
 
-IMAGE_SCORES = ("max", "reweighted")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 AGGREGATIONS = ("locally_aware", "reference")
 # Of embeddings and memory bank: up to here the squared distance of 65536 components fits into float32.
 LARGEST_COMPONENT = 1e16
 _MAX_COUNT = 2**31 - 1
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -208,56 +209,6 @@ class SearchSpec:
 
 
 @dataclass(frozen=True)
-class ThresholdSpec:
-    """A threshold chosen from normal images alone.
-
-    Attributes:
-        value: in L2 units; larger scores are anomalous.
-        method: "holdout" or "kfold".
-        images: normal images scored.
-        rank: the threshold is the `rank`-th smallest of their scores.
-        false_alarm_rate_requested: what was asked for.
-        false_alarm_rate_expected: (images + 1 - rank) / (images + 1), what a new normal image has on average.
-        false_alarm_rate_upper_95: with 95 % confidence the rate is not above this.
-    """
-
-    value: float
-    method: str
-    images: int
-    rank: int
-    false_alarm_rate_requested: float
-    false_alarm_rate_expected: float
-    false_alarm_rate_upper_95: float
-
-
-@dataclass(frozen=True)
-class ScoringSpec:
-    """From patch distances to a verdict.
-
-    Attributes:
-        image_score: "max" or "reweighted" (Eq. 7 of Roth et al. 2022).
-        neighbours: b of Eq. 7; entries per row of neighbours.npy; 0 for "max".
-        map_sigma_px: Gaussian smoothing of the anomaly map, in input pixels.
-        threshold: for the image score.
-        pixel_threshold: for the anomaly map; chosen from the maps' maxima on the same images.
-    """
-
-    image_score: str
-    neighbours: int
-    map_sigma_px: float
-    threshold: ThresholdSpec | None = None
-    pixel_threshold: ThresholdSpec | None = None
-
-    def __post_init__(self) -> None:
-        _require(self.image_score in IMAGE_SCORES, f"image_score must be one of {IMAGE_SCORES}")
-        _require(
-            (self.neighbours > 0) == (self.image_score == "reweighted"),
-            "neighbours belong to 'reweighted' alone",
-        )
-        _require(0 <= self.map_sigma_px <= 256, f"map_sigma_px must be 0..256, got {self.map_sigma_px}")
-
-
-@dataclass(frozen=True)
 class ParitySpec:
     """The traced network in PyTorch against `embedder.onnx` in onnxruntime, on normal images.
 
@@ -297,13 +248,16 @@ class PrecisionSpec:
 
 @dataclass(frozen=True)
 class AccuracySpec:
-    """Measured with the finished bundle through the runtime, where the data hold labelled test images."""
+    """Measured with the finished bundle through the runtime, where the data hold labelled test images.
+
+    `false_alarms` and `misses` are None once `pcexport calibrate` has changed the threshold they belonged to.
+    """
 
     images_normal: int
     images_defective: int
     image_auroc: float
-    false_alarms: int
-    misses: int
+    false_alarms: int | None
+    misses: int | None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from pcrun.debounce import Debounce
 from pcrun.detector import AnomalyDetector, EmbeddedImage
+from pcrun.drift import DriftWatch
 from pcrun.errors import SourceError
 from pcrun.feed import Feed
 from pcrun.result import AnomalyResult
@@ -67,6 +68,7 @@ class Line:
         detector: may be exchanged while the line runs; frames on their way are finished with the old one.
         view: turn and cut.
         debounce: smooths verdicts, or None.
+        drift: compares scores with those of normal images, or None.
         scored, errors, dropped: frames so far.
     """
 
@@ -74,6 +76,7 @@ class Line:
     detector: AnomalyDetector
     view: FrameView = field(default_factory=FrameView)
     debounce: Debounce | None = None
+    drift: DriftWatch | None = None
     scored: int = 0
     errors: int = 0
     dropped: int = 0
@@ -181,9 +184,10 @@ class Pipeline:
                         self.stop()
         finally:
             self.stop()
-        for feed in self._feeds:
-            # A read that hangs in a driver is not waited for: its thread ends with it.
-            feed.join(_JOIN_S)
+            for feed in self._feeds:
+                # After an error too: a thread inside a decoder while Python ends would abort the process.
+                # A read that hangs in a driver is not waited for: its thread ends with it.
+                feed.join(_JOIN_S)
         self._report_totals()
         return done
 
@@ -305,6 +309,9 @@ class Pipeline:
         )
         if job.dropped:
             self._tell_dropped(line, job.dropped)
+        if line.drift is not None and result is not None:
+            for event in line.drift.update(line.source.name, job.detector, result):
+                self._receiver.event(event)
 
     def _refuse_dead_start(self, event: Event) -> None:
         """A run none of whose sources can be opened is a mistake of the start, not a fault to wait out.

@@ -57,6 +57,12 @@ def from_mapping(cls: type[T], data: Any, *, where: str) -> T:
         raise RecordError(f"{where}: {error}") from error
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError unless the condition holds: what a dataclass says of its own values."""
+    if not condition:
+        raise ValueError(message)
+
+
 def nearest_name(name: str, known: typing.Iterable[str]) -> str:
     """A hint such as " Did you mean 'layers'?" or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -16,6 +16,7 @@ from pcrun.bundle import Bundle
 from pcrun.cli_support import EXIT_ANOMALY, EXIT_ERROR, EXIT_OK
 from pcrun.debounce import Debounce
 from pcrun.detector import AnomalyDetector
+from pcrun.drift import DEFAULT_WINDOW, DriftWatch
 from pcrun.errors import BundleError
 from pcrun.pipeline import Line, Pipeline
 from pcrun.service import Reloader, Supervisor
@@ -81,6 +82,8 @@ class RunOptions:
         sources: as `pcrun.sources.spec.open_source` takes them.
         properties: of cameras.
         debounce: k and n of an alarm.
+        drift_window: verdicts that are compared with the bundle's baseline at once; 0 for none, None where
+            left out.
     """
 
     bundles: tuple[Path, ...] = ()
@@ -92,6 +95,7 @@ class RunOptions:
     rotate_deg: int = 0
     roi: Roi | None = None
     debounce: tuple[int, int] | None = None
+    drift_window: int | None = None
     max_frames: int | None = None
     duration_s: float | None = None
     fail_on_anomaly: bool = False
@@ -105,9 +109,16 @@ def run(options: RunOptions) -> int:
     sources = open_sources(options, bundles)
     detectors = load_detectors(bundles, options.detector)
     lines = [
-        Line(source, detector, _view(options), Debounce(*options.debounce) if options.debounce else None)
+        Line(
+            source,
+            detector,
+            _view(options),
+            Debounce(*options.debounce) if options.debounce else None,
+            drift_watch(options),
+        )
         for source, detector in zip(sources, _one_each(detectors, len(sources)), strict=True)
     ]
+    say_what_is_not_watched(options, bundles)
     live = any(source.live for source in sources)
     supervisor = Supervisor()
     thresholds = ThresholdChanges(lines, pixel_threshold=options.detector.pixel_threshold)
@@ -234,6 +245,22 @@ def load_detector(
             profile=not options.no_profile,
             share_with=share_with,
         )
+
+
+def drift_watch(options: RunOptions) -> DriftWatch | None:
+    """What watches one line; None where it was switched off."""
+    window = DEFAULT_WINDOW if options.drift_window is None else options.drift_window
+    return DriftWatch(window) if window else None
+
+
+def say_what_is_not_watched(options: RunOptions, bundles: list[Bundle]) -> None:
+    """Tell whoever asked for it of bundles that have nothing to compare with."""
+    for bundle in bundles if options.drift_window else ():
+        if bundle.manifest.scoring.baseline is None:
+            say(
+                f"{bundle.manifest.name}: the bundle holds no scores of normal images, so drift is not "
+                "reported; `pcexport calibrate` adds them"
+            )
 
 
 def described_settings(detector: AnomalyDetector) -> str:

@@ -6,6 +6,7 @@ scores and map out".
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,20 @@ class ImageScores:
     search_ms: float
     verify_ms: float
     map_ms: float
+
+
+class ScoreSummary(NamedTuple):
+    """Three numbers of one image, L2 units.
+
+    Attributes:
+        image_score: exact.
+        map_max: largest value of the exact anomaly map.
+        patch_median: median patch score, as the search found it.
+    """
+
+    image_score: float
+    map_max: float
+    patch_median: float
 
 
 class PatchCoreScorer:
@@ -106,14 +121,24 @@ class PatchCoreScorer:
 
         Needs a verifier or an exact search, whatever the exactness.
         """
+        return self.summarise(embeddings)[:2]
+
+    def summarise(self, embeddings: FloatArray) -> ScoreSummary:
+        """What calibration needs of the (patches, dim) float32 embeddings of an image.
+
+        Needs a verifier or an exact search, whatever the exactness.
+        """
         distances, ids = self.search.nearest(embeddings)
+        median = float(np.median(distances))
         patches = PatchDistances.found(embeddings, distances, ids, exact=self.search.exact)
         if self.search.exact:
-            return self._image_score(patches), float(self._geometry.draw(distances).max())
+            peak = float(self._geometry.draw(distances).max())
+            return ScoreSummary(self._image_score(patches), peak, median)
         if self._verifier is None:
             raise ValueError(f"exactness {self.exactness!r} without a verifier cannot give exact peaks")
         self._certify_maximum(patches, self._verifier)
-        return self._image_score(patches), certify_peak(patches, self._verifier, self._geometry)
+        image_score = self._image_score(patches)
+        return ScoreSummary(image_score, certify_peak(patches, self._verifier, self._geometry), median)
 
     def _finish(self, patches: PatchDistances, pixel_threshold: float, search_ms: float) -> ImageScores:
         started = time.perf_counter()

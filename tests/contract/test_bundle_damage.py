@@ -234,7 +234,7 @@ def truncate_bank(bundle: Path) -> None:
     "damage, arguments, words",
     [
         (truncate_bank, ["--images", "x.png"], "memory_bank.npy has 6527 bytes"),
-        (lambda path: edit_manifest(path, put("schema_version", value=3)), ["selftest"], "Upgrade"),
+        (lambda path: edit_manifest(path, put("schema_version", value=4)), ["selftest"], "Upgrade"),
         (
             lambda path: edit_manifest(path, renamed("../x")),
             ["selftest", "--json"],

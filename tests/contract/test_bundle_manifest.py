@@ -35,7 +35,7 @@ from tests.contract.damage import (
 )
 
 MANIFEST_EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "newer schema": (put("schema_version", value=3), "schema version 3, this runtime reads up to 2. Upgrade"),
+    "newer schema": (put("schema_version", value=4), "schema version 4, this runtime reads up to 3. Upgrade"),
     "schema 0": (put("schema_version", value=0), "schema_version 0"),
     "schema as text": (put("schema_version", value="1"), "schema_version '1'"),
     "schema true": (put("schema_version", value=True), "schema_version True"),

@@ -17,12 +17,22 @@ from tests.contract.detectors import load
 
 for needed in ("hnswlib", "onnx", "onnxruntime"):
     pytest.importorskip(needed, reason=f"{needed} is not installed: the tiny bundle is made with it")
-from tests.data.make_tiny_bundle import SCHEMA1_FIXTURE, SCHEMA2_FIXTURE, make_tiny_bundle  # noqa: E402
+from tests.data.make_tiny_bundle import (  # noqa: E402
+    SCHEMA1_FIXTURE,
+    SCHEMA2_FIXTURE,
+    SCHEMA3_ARGUMENTS,
+    SCHEMA3_FIXTURE,
+    make_tiny_bundle,
+)
 
-SCHEMA1_DIGEST = "92d953236e77f969afe8cf46901bbb841eca9e46f7c06c1d0378004c16f70cbe"
+DIGESTS = {
+    SCHEMA1_FIXTURE: "92d953236e77f969afe8cf46901bbb841eca9e46f7c06c1d0378004c16f70cbe",
+    SCHEMA2_FIXTURE: "3e0493ec26d9870229d1e6cd37bccdea32d4c808124ef310afe76c5da4c02e82",
+}
+FIXTURES = (SCHEMA1_FIXTURE, SCHEMA2_FIXTURE, SCHEMA3_FIXTURE)
 
 
-@pytest.mark.parametrize("fixture", [SCHEMA1_FIXTURE, SCHEMA2_FIXTURE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("search", ["auto", *SEARCH_NAMES])
 def test_fixtures_load_forever_and_run_with_every_engine(fixture: Path, search: str) -> None:
     bundle = Bundle.load(fixture)
@@ -33,12 +43,17 @@ def test_fixtures_load_forever_and_run_with_every_engine(fixture: Path, search: 
     assert report.passed, report
 
 
-def test_the_schema_1_fixture_is_what_it_was() -> None:
+@pytest.mark.parametrize("fixture", DIGESTS, ids=lambda path: path.stem)
+def test_the_fixtures_of_earlier_schemas_are_what_they_were(fixture: Path) -> None:
     """Every byte: the manifest holds the hashes of all other files."""
+    bundle = Bundle.load(fixture)
+    assert bundle.digest == DIGESTS[fixture]
+    assert bundle.manifest.schema_version == FIXTURES.index(fixture) + 1
+    assert set(files_of(fixture)) == {*bundle.manifest.files, MANIFEST_NAME, "manifest.sha256"}
+
+
+def test_the_schema_1_fixture_has_no_basis() -> None:
     bundle = Bundle.load(SCHEMA1_FIXTURE)
-    assert bundle.digest == SCHEMA1_DIGEST
-    assert bundle.manifest.schema_version == 1
-    assert set(files_of(SCHEMA1_FIXTURE)) == {*bundle.manifest.files, MANIFEST_NAME, "manifest.sha256"}
     assert bundle.search_basis is None and bundle.manifest.search.dim is None
 
 
@@ -60,10 +75,29 @@ def test_the_schema_2_fixture_searches_in_fewer_dimensions() -> None:
     assert 0.5 < seen.var(axis=0).sum() / bundle.memory_bank.var(axis=0).sum() < 0.999
 
 
-def test_the_schema_2_fixture_is_what_the_generator_writes(tmp_path: Path) -> None:
+def test_the_schema_2_fixture_has_no_key_of_a_later_schema() -> None:
+    raw = json.loads((SCHEMA2_FIXTURE / MANIFEST_NAME).read_bytes())
+    assert not {"calibrated_on", "history", "baseline"} & raw["scoring"].keys()
+
+
+def test_the_schema_3_fixture_remembers_its_earlier_thresholds() -> None:
+    scoring = Bundle.load(SCHEMA3_FIXTURE).manifest.scoring
+    assert scoring.calibrated_on is not None and scoring.threshold is not None
+    (past,) = scoring.history
+    assert past.calibrated_on is None and past.threshold is not None
+    assert past.threshold.value == 2 * scoring.threshold.value
+
+
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: path.stem)
+def test_only_the_schema_3_fixture_has_a_baseline(fixture: Path) -> None:
+    baseline = Bundle.load(fixture).manifest.scoring.baseline
+    assert (baseline is not None) == (fixture == SCHEMA3_FIXTURE)
+
+
+def test_the_schema_3_fixture_is_what_the_generator_writes(tmp_path: Path) -> None:
     """Its numbers, that is: the last digits are those of the machine that wrote it."""
-    made = make_tiny_bundle(tmp_path / "again", image_score="reweighted", search_dim=3)
-    fixture = Bundle.load(SCHEMA2_FIXTURE)
+    made = make_tiny_bundle(tmp_path / "again", **SCHEMA3_ARGUMENTS)
+    fixture = Bundle.load(SCHEMA3_FIXTURE)
     assert fixture.manifest.files.keys() == made.files.keys()
     assert fixture.manifest.memory_bank == made.memory_bank and fixture.manifest.search == made.search
     assert np.allclose(fixture.memory_bank, Bundle.load(tmp_path / "again").memory_bank, atol=1e-5)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
+import re
 from pathlib import Path
 
 import cv2
@@ -10,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
 from pcexport.cli import main as pcexport
 from pcexport.datasets import find_dataset
 from pcrun import AnomalyDetector, Bundle
 from pcrun.cli import main as pcrun
+from pcrun.drift import DriftWatch
 from pcrun.preprocess import map_on_original
+from tests.exporter.test_calibration import promise_kept
 
 pytestmark = pytest.mark.realdata
 
@@ -69,7 +75,8 @@ def subset_of_tiles(source: Path, target: Path) -> Path:
         if folder.name != "MT_Free":
             (target / folder.name / "Imgs").mkdir(parents=True)
             for image in sorted((folder / "Imgs").glob("*.jpg"))[:2]:
-                (target / folder.name / "Imgs" / image.name).symlink_to(image)
+                for path in (image, image.with_suffix(".png")):  # and its mask
+                    (target / folder.name / "Imgs" / path.name).symlink_to(path)
     (target / "split.json").write_text(json.dumps(small))
     return target
 
@@ -197,6 +204,64 @@ def test_video_frames_are_scored_one_line_each(
     assert all(record["verdict"] == "anomalous" for record in records)  # bottles are no magnetic tiles
 
 
+def test_a_promised_five_percent_is_kept_on_unseen_tiles(
+    bundle: Path, tiles: Path, realdata_dir: Path
+) -> None:
+    """As with generated scores; and so is the promise of the build, which saw none of these tiles."""
+    used = {path.name for path in find_dataset(str(tiles)).normal}
+    detector = AnomalyDetector.load(bundle)
+    unseen = [p for p in find_dataset(str(realdata_dir / "mtd")).normal if p.name not in used][:400]
+    assert len(unseen) == 400
+    scores = np.array([detector.peaks(cv2.imread(str(path)))[0] for path in unseen])
+    observed, expected, within, within_expected = promise_kept(scores, rate=0.05)
+    assert expected <= 0.05 and observed == pytest.approx(expected, rel=0.1)
+    assert within >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / 300) and within_expected < 0.9
+    threshold = detector.manifest.scoring.threshold
+    assert threshold is not None and threshold.method == "kfold"
+    alarms = int((scores > threshold.value).sum())
+    assert alarms <= binom.ppf(0.99, len(scores), threshold.false_alarm_rate_upper_95)
+
+
+def test_calibrate_refuses_the_tiles_of_the_build_and_takes_others(
+    bundle: Path, tiles: Path, realdata_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built_from = str(tiles / "MT_Free" / "Imgs" / "*.jpg")
+    output = tmp_path / "new.pcbundle"
+    assert pcexport(["calibrate", str(bundle), built_from, "-o", str(output), "--allow-shortage"]) == 2
+    assert re.search(r"(\d+) of the images are in the memory bank", capsys.readouterr().err)
+    rate = ["--false-alarm-rate", "0.05"]
+    assert pcexport(["calibrate", str(bundle), str(realdata_dir / "mtd"), "-o", str(output), *rate]) == 0
+    scoring = Bundle.load(output).manifest.scoring
+    assert scoring.threshold is not None and scoring.threshold.images == 191
+    assert pcrun(["selftest", "--bundle", str(output)]) == 0
+
+
+@pytest.mark.parametrize("images", ["build", "line"])
+def test_drift_is_silent_on_other_tiles_and_speaks_on_blurred_ones(
+    bundle: Path, tiles: Path, realdata_dir: Path, tmp_path: Path, images: str
+) -> None:
+    """With the k-fold baseline of the build, and with one of other tiles."""
+    path = bundle
+    if images == "line":
+        path = tmp_path / "line.pcbundle"
+        rate = ["--false-alarm-rate", "0.05"]
+        assert pcexport(["calibrate", str(bundle), str(realdata_dir / "mtd"), "-o", str(path), *rate]) == 0
+    detector = AnomalyDetector.load(path)
+    baseline = detector.manifest.scoring.baseline
+    assert baseline is not None
+    assert baseline.method == ("kfold" if images == "build" else "holdout")
+    used = {image.name for image in find_dataset(str(tiles)).normal}
+    unseen = [p for p in find_dataset(str(realdata_dir / "mtd")).normal if p.name not in used][:160]
+    watch = DriftWatch(40)
+    told = []
+    for number, image_path in enumerate(unseen):
+        image = cv2.imread(str(image_path))
+        if number >= 80:
+            image = cv2.GaussianBlur(image, (0, 0), 3)
+        told += [(number, event.name) for event in watch.update("line", detector, detector(image))]
+    assert told and set(told) == {(159, "drift")}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_auroc_of_the_full_split_is_the_same_exact_and_through_the_bundle(
@@ -220,3 +285,57 @@ def test_auroc_of_the_full_split_is_the_same_exact_and_through_the_bundle(
     deployed_auroc = roc_auc_score(labels, [deployed(image).image_score for image in images])
     assert exact_auroc >= 0.965
     assert round(deployed_auroc, 4) == round(exact_auroc, 4)
+
+
+def exact_aupro(maps: list[np.ndarray], masks: list[np.ndarray], limit: float) -> float:
+    """Per-region overlap from every single pixel value, sorted: no bins, nothing shared with the project."""
+    values, region_shares, false = [], [], []
+    outside = sum(int((~mask).sum()) for mask in masks)
+    regions = 0
+    for heat, mask in zip(maps, masks, strict=True):
+        count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        areas = np.bincount(labels.ravel(), minlength=count)
+        values.append(heat.ravel())
+        region_shares.append(np.where(mask, 1 / areas[labels], 0).ravel())
+        false.append((~mask).ravel() / outside)
+        regions += count - 1
+    order = np.argsort(np.concatenate(values))[::-1]
+    overlap = np.concatenate([[0], np.cumsum(np.concatenate(region_shares)[order]) / regions])
+    rate = np.concatenate([[0], np.cumsum(np.concatenate(false)[order])])
+    inside = rate <= limit
+    rate, overlap = (
+        np.append(rate[inside], limit),
+        np.append(overlap[inside], np.interp(limit, rate, overlap)),
+    )
+    return float(np.trapezoid(overlap, rate) / limit)
+
+
+def test_the_evaluation_of_real_tiles_is_that_of_libraries_and_of_the_definition(
+    bundle: Path, tiles: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.html"
+    assert pcexport(["eval", str(bundle), str(tiles), "-o", str(report), "--provider", "cpu"]) == 0
+    with report.with_suffix(".csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    figures = json.loads(report.with_suffix(".json").read_text(encoding="utf-8"))["metrics"]
+    truth = [row["label"] == "defective" for row in rows]
+    scores = [float(row["score"]) for row in rows]
+    assert figures["image"]["auroc"]["value"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
+
+    detector = AnomalyDetector.load(bundle, provider="cpu")
+    maps, masks = [], []
+    for row in rows:
+        path = tiles / row["image"]
+        image = cv2.imread(str(path))
+        result = detector(image)
+        maps.append(map_on_original(result.anomaly_map, image.shape[:2], detector.manifest.preprocess))
+        mask = np.zeros(image.shape[:2], bool)
+        if row["label"] == "defective":
+            mask = cv2.imread(str(path.with_suffix(".png")), cv2.IMREAD_GRAYSCALE) > 127
+        masks.append(mask)
+    pixels = figures["pixel"]
+    for limit, name in ((0.3, "aupro_30"), (0.05, "aupro_05")):
+        assert pixels[name]["value"] == pytest.approx(exact_aupro(maps, masks, limit), abs=1e-3)
+    every_pixel = np.concatenate([mask.ravel() for mask in masks])
+    every_value = np.concatenate([heat.ravel() for heat in maps])
+    assert pixels["auroc"]["value"] == pytest.approx(roc_auc_score(every_pixel, every_value), abs=1e-3)

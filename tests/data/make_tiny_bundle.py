@@ -1,8 +1,8 @@
 """Makes a complete bundle of a few kilobytes, without torch: the stub that the runtime's tests run on.
 
-Run as a script it writes the fixture of the current schema again, `tiny_schema2.pcbundle` beside this file. A
-committed fixture is never regenerated once its schema was released: it must load forever, as does
-`tiny_schema1.pcbundle`.
+Run as a script it writes the fixture of the current schema again, `tiny_schema3.pcbundle` beside this file. A
+committed fixture is never regenerated once its schema was released: it must load forever, as do
+`tiny_schema1.pcbundle` and `tiny_schema2.pcbundle`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ from pcrun.manifest import (
     REPORT_NAME,
     SAMPLES_NAME,
     SEARCH_BASIS_NAME,
+    BaselineSpec,
+    CalibrationSource,
     CoresetSpec,
     EmbeddingSpec,
     FileEntry,
     IndexSpec,
     Manifest,
     MemoryBankSpec,
+    PastThresholds,
     ScoringSpec,
     SearchMeasurement,
     SearchSpec,
@@ -53,6 +56,8 @@ from pcrun.session import OnnxEmbedder
 
 SCHEMA1_FIXTURE = Path(__file__).with_name("tiny_schema1.pcbundle")
 SCHEMA2_FIXTURE = Path(__file__).with_name("tiny_schema2.pcbundle")
+SCHEMA3_FIXTURE = Path(__file__).with_name("tiny_schema3.pcbundle")
+SCHEMA3_ARGUMENTS = {"image_score": "reweighted", "search_dim": 3, "calibrated": True}
 
 # Height differs from width everywhere, so that mixing them up cannot go unseen.
 NOT_LISTED = (MANIFEST_NAME, MANIFEST_DIGEST_NAME)
@@ -82,6 +87,7 @@ def make_tiny_bundle(
     batch: int | None = 1,
     search_dim: int | None = None,
     basis_dim: int | None = None,
+    calibrated: bool = False,
 ) -> Manifest:
     """Write a bundle directory at `path` (which must not exist) and return its manifest.
 
@@ -95,6 +101,7 @@ def make_tiny_bundle(
         batch: images per call of the graph; None makes it dynamic.
         search_dim: adds search_basis.npy with so many columns, and the index is over the reduced rows.
         basis_dim: columns of search_basis.npy; None is `search_dim`.
+        calibrated: the thresholds are said to come from `pcexport calibrate`, after higher ones of the build.
     """
     path.mkdir(parents=True)
     (path / "samples").mkdir()
@@ -136,6 +143,8 @@ def make_tiny_bundle(
     )
     if thresholds:
         manifest = dataclasses.replace(manifest, scoring=_calibrated(detector, rng))
+    if calibrated:
+        manifest = dataclasses.replace(manifest, scoring=_with_history(manifest.scoring))
     _write_samples(path, detector, rng)
     manifest = dataclasses.replace(manifest, files=_entries(path))
     write_manifest(path, manifest)
@@ -234,12 +243,30 @@ def _embed(embedder: OnnxEmbedder, image_bgr: np.ndarray) -> np.ndarray:
 
 
 def _calibrated(detector: AnomalyDetector, rng: np.random.Generator) -> ScoringSpec:
-    """Both thresholds at the largest score of fresh normal images; the detector takes them too."""
+    """Baseline and thresholds (the largest scores) of fresh normal images; the detector takes them too."""
     results = [detector(smooth_image(rng)) for _ in range(CALIBRATION_IMAGES)]
+    baseline = BaselineSpec(
+        "holdout",
+        CALIBRATION_IMAGES,
+        tuple(sorted(r.image_score for r in results)),
+        tuple(sorted(float(np.median(r.patch_scores)) for r in results)),
+    )
     image = _threshold([r.image_score for r in results])
     pixel = _threshold([float(r.anomaly_map.max()) for r in results])
     detector.threshold, detector.pixel_threshold = image.value, pixel.value
-    return dataclasses.replace(detector.manifest.scoring, threshold=image, pixel_threshold=pixel)
+    return dataclasses.replace(
+        detector.manifest.scoring, threshold=image, pixel_threshold=pixel, baseline=baseline
+    )
+
+
+def _with_history(scoring: ScoringSpec) -> ScoringSpec:
+    assert scoring.threshold is not None and scoring.pixel_threshold is not None
+    higher = (
+        dataclasses.replace(spec, value=spec.value * 2)
+        for spec in (scoring.threshold, scoring.pixel_threshold)
+    )
+    source = CalibrationSource("smooth", images_skipped=0, content_sha256="1" * 64)
+    return dataclasses.replace(scoring, calibrated_on=source, history=(PastThresholds(*higher),))
 
 
 def _threshold(scores: list[float]) -> ThresholdSpec:
@@ -319,6 +346,6 @@ def _source(seed: int) -> SourceSpec:
 
 
 if __name__ == "__main__":
-    shutil.rmtree(SCHEMA2_FIXTURE, ignore_errors=True)
-    make_tiny_bundle(SCHEMA2_FIXTURE, image_score="reweighted", search_dim=3)
-    print(SCHEMA2_FIXTURE)
+    shutil.rmtree(SCHEMA3_FIXTURE, ignore_errors=True)
+    make_tiny_bundle(SCHEMA3_FIXTURE, **SCHEMA3_ARGUMENTS)
+    print(SCHEMA3_FIXTURE)

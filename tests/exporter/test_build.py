@@ -489,6 +489,11 @@ def test_the_holdout_threshold_is_the_largest_score_of_the_held_out_images(build
     assert detector.pixel_threshold == pytest.approx(
         max(float(r.anomaly_map.max()) for r in results), rel=1e-5
     )
+    baseline = built.manifest.scoring.baseline
+    assert baseline.image_scores == pytest.approx(sorted(r.image_score for r in results), rel=1e-5)
+    # As the search of the build found them: not smaller, and hardly larger.
+    found = np.array(baseline.patch_medians) / sorted(float(np.median(r.patch_scores)) for r in results)
+    assert (found > 1 - 1e-5).all() and (found < 1.05).all()
 
 
 def test_kfold_uses_every_image_for_both(build) -> None:
@@ -498,11 +503,17 @@ def test_kfold_uses_every_image_for_both(build) -> None:
     threshold = manifest.scoring.threshold
     assert (threshold.method, threshold.images, threshold.rank) == ("kfold", NORMALS, 11)
     assert manifest.memory_bank.coreset.candidates == NORMALS * manifest.embedding.patches
+    baseline = manifest.scoring.baseline
+    assert (baseline.method, baseline.images) == ("kfold", NORMALS)
+    assert len(baseline.image_scores) == len(baseline.patch_medians) == NORMALS
+    # The threshold is one of these scores.
+    assert baseline.image_scores[threshold.rank - 1] == pytest.approx(threshold.value, rel=1e-6)
 
 
 def test_without_calibration_there_is_no_threshold_and_pcrun_asks_for_one(build, parts: Path, capsys) -> None:
     built = build("--calibration", "none", report=True)
     assert built.code == 0 and built.manifest.scoring.threshold is None
+    assert built.manifest.scoring.baseline is None
     assert "no threshold was chosen" in built.err
     images = str(parts / "test" / "good")
     assert pcrun(["--bundle", str(built.path), "--images", images]) == 2

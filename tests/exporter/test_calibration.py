@@ -21,6 +21,7 @@ from pcexport.calibration import (
 )
 from pcexport.config import BuildConfig
 from pcexport.errors import BuildError
+from pcexport.thresholds import thinned
 
 RATES = st.floats(1e-4, 0.9)
 
@@ -79,6 +80,45 @@ def test_splits_of_real_scores_alarm_at_the_expected_rate() -> None:
         expected.append(pick.false_alarm_rate_expected)
     # Ties make a strict ">" rarer, never more frequent.
     assert 0.8 * np.mean(expected) < np.mean(alarms) <= np.mean(expected) * 1.02
+
+
+def promise_kept(scores: np.ndarray, *, rate: float, splits: int = 300) -> tuple[float, float, float, float]:
+    """Calibrate on 100 of a fixed set of scores and count the alarms on the others, many times.
+
+    Returns:
+        The rate observed and the rate expected, on average; the share of splits whose alarms are not above
+        what the 95 % bound allows; the share that would be allowed were the expected rate the bound. Alarms
+        of the others are a draw from the true rate, so "not above" is a binomial test at 5 %.
+    """
+    rng = np.random.default_rng(0)
+    observed, expected, within, within_expected = [], [], [], []
+    for _ in range(splits):
+        shuffled = rng.permutation(scores)
+        pick = choose_threshold(shuffled[:100].tolist(), rate=rate, method="holdout")
+        others = shuffled[100:]
+        alarms = int((others > pick.value).sum())
+        observed.append(alarms / len(others))
+        expected.append(pick.false_alarm_rate_expected)
+        within.append(alarms <= binom.ppf(0.95, len(others), pick.false_alarm_rate_upper_95))
+        within_expected.append(alarms <= binom.ppf(0.95, len(others), pick.false_alarm_rate_expected))
+    means = (float(np.mean(values)) for values in (observed, expected, within, within_expected))
+    return next(means), next(means), next(means), next(means)
+
+
+@pytest.mark.parametrize("shape", ["normal", "skewed", "two kinds of parts"])
+def test_a_promised_five_percent_is_kept_over_many_splits(shape: str) -> None:
+    rng = np.random.default_rng(1)
+    scores = {
+        "normal": rng.normal(1.7, 0.1, 1000),
+        "skewed": rng.lognormal(0.5, 0.4, 1000),
+        "two kinds of parts": np.concatenate([rng.normal(1.4, 0.05, 800), rng.normal(2.0, 0.2, 200)]),
+    }[shape]
+    observed, expected, within, within_expected = promise_kept(scores, rate=0.05)
+    assert expected <= 0.05
+    assert observed == pytest.approx(expected, rel=0.05)
+    assert within >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / 300)
+    # The bound is needed: the expected rate would be exceeded far more often than one time in twenty.
+    assert within_expected < 0.85
 
 
 @pytest.mark.parametrize("n, rank", [(1, 1), (14, 14), (299, 296), (1000, 990), (40, 20)])
@@ -187,3 +227,17 @@ def test_none_uses_every_image_for_the_bank() -> None:
 def test_one_image_cannot_give_a_threshold(method: str) -> None:
     with pytest.raises(BuildError, match="1 normal image cannot give a threshold: at least 2"):
         plan(1, calibration=method)
+
+
+@pytest.mark.parametrize("n", [1, 2, 511, 512, 513, 1000, 5000])
+def test_a_baseline_keeps_the_distribution_in_512_numbers(n: int) -> None:
+    scores = np.random.default_rng(0).lognormal(size=n).tolist()
+    kept = np.array(thinned(scores))
+    assert len(kept) == min(n, 512) and (np.diff(kept) >= 0).all()
+    ordered = np.sort(scores)
+    if n <= 512:
+        assert kept == pytest.approx(ordered, rel=1e-6)
+        return
+    # The share of scores up to each kept one is right to half a step of either.
+    shares = np.searchsorted(ordered, kept * (1 + 1e-6), side="right") / n
+    assert np.abs(shares - (np.arange(512) + 0.5) / 512).max() <= 0.5 / 512 + 1 / n

@@ -364,6 +364,22 @@ class TestSchema:
         for record in got:
             validator.validate(record)
 
+    def test_lines_about_drift(self, validator: Any, run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+        rng = np.random.default_rng(1)
+        for number in range(160):
+            normal = smooth_image(rng)
+            image = with_defect(normal) if number < 80 else normal
+            cv2.imwrite(str(tmp_path / f"{number:03d}.png"), image)
+        _, out, _ = run(
+            "--bundle", tiny_bundle, "--images", tmp_path, "--provider", "cpu", "--drift-window", 20
+        )
+        events = [record for record in records(out) if "event" in record]
+        told = [event["event"] for event in events if event["statistic"] == "image_score"]
+        assert told == ["drift", "drift_ended"]
+        for event in events:
+            validator.validate(event)
+            assert not validator.is_valid({**event, "p_value": 2})
+
     def test_lines_of_a_live_source(self, validator: Any, tiny_bundle: Path) -> None:
         with mjpeg_server() as server, running(live(tiny_bundle, server.url)) as process:
             assert process.stdout is not None

@@ -255,7 +255,7 @@ class TestManifest:
                 r"manifest\.search: basis_dim must be null or at least dim, which is None",
             ),
             ("search.dim", 3.0, r"manifest\.search\.dim: expected a whole number, got 3\.0"),
-            ("schema_version", 3, "schema version 3, this runtime reads up to 2.*Upgrade"),
+            ("schema_version", 4, "schema version 4, this runtime reads up to 3.*Upgrade"),
             ("schema_version", True, "schema_version True, expected a whole number"),
             ("method", "padim", "method is 'padim', this runtime knows 'patchcore'"),
             ("nmae", "x", r"unknown key 'nmae'\. Did you mean 'name'\?"),

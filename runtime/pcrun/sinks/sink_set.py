@@ -11,7 +11,9 @@ from pcrun.sinks.text import described
 from pcrun.sources import Event
 
 # Events that somebody at a terminal, or a service's log, should show as well.
-_FOR_PEOPLE = ("lost", "reconnected", "failed", "reloaded", "reload_failed", "threshold_changed")
+_FOR_PEOPLE = (
+    "lost", "reconnected", "failed", "reloaded", "reload_failed", "threshold_changed", "drift", "drift_ended",
+)  # fmt: skip
 
 
 class SinkSet(Receiver):
