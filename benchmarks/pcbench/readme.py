@@ -170,8 +170,8 @@ def _soak_table(results: list[dict[str, Any]]) -> str:
         age, slope = result["age_ms"], result["rss_slope_mb_per_minute"]
         growth = "-" if slope is None else f"{slope:+.2f} MB a minute"
         rows.append(
-            f"| {result['name']}, {result['fps']:.0f} a second | {len(result['minutes'])} | {result['frames']:,} | "
-            f"{result['scored']:,} | {result['dropped']:,} | {age['p50']:.0f} ms, {age['p99']:.0f} ms | "
+            f"| {result['name']}, {result['fps']:.0f} a second | {len(result['minutes'])} | "
+            f"{result['frames']:,} | {result['scored']:,} | {result['dropped']:,} | {age['p50']:.0f} ms, {age['p99']:.0f} ms | "
             f"{result['minutes'][-1]['rss_mb']:.0f} MB | {growth} |"
         )
     note = (
