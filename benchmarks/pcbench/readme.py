@@ -155,27 +155,23 @@ def _embedder_table(result: dict[str, Any]) -> str:
 def _soak_table(results: list[dict[str, Any]]) -> str:
     if not results:
         return ""
-    heads = (
-        "live source",
-        "minutes",
-        "frames",
-        "scored",
-        "dropped",
-        "age at verdict p50, p99",
-        "memory",
-        "growth",
-    )
+    heads = ("live source", "minutes", "frames", "scored", "dropped", "age p50, p99", "memory", "growth")
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for result in results:
         age, slope = result["age_ms"], result["rss_slope_mb_per_minute"]
-        growth = "-" if slope is None else f"{slope:+.2f} MB a minute"
-        rows.append(
-            f"| {result['name']}, {result['fps']:.0f} a second | {len(result['minutes'])} | "
-            f"{result['frames']:,} | {result['scored']:,} | {result['dropped']:,} | {age['p50']:.0f} ms, {age['p99']:.0f} ms | "
-            f"{result['minutes'][-1]['rss_mb']:.0f} MB | {growth} |"
+        cells = (
+            f"{result['name']}, {result['fps']:.0f} a second",
+            str(len(result["minutes"])),
+            f"{result['frames']:,}",
+            f"{result['scored']:,}",
+            f"{result['dropped']:,}",
+            f"{age['p50']:.0f} ms, {age['p99']:.0f} ms",
+            f"{result['minutes'][-1]['rss_mb']:.0f} MB",
+            "-" if slope is None else f"{slope:+.2f} MB a minute",
         )
+        rows.append(f"| {' | '.join(cells)} |")
     note = (
-        "The last few frames came when it was over. Growth is that of resident memory after the first minute."
+        "Age of a frame at its verdict; the last frames came when it was over. Growth after the first minute."
     )
     return "\n".join([*rows, "", f"{note} {_device(results[0])}"])
 
