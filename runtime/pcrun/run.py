@@ -108,16 +108,7 @@ def run(options: RunOptions) -> int:
     bundles = [Bundle.load(path) for path in bundle_paths(options)]
     sources = open_sources(options, bundles)
     detectors = load_detectors(bundles, options.detector)
-    lines = [
-        Line(
-            source,
-            detector,
-            _view(options),
-            Debounce(*options.debounce) if options.debounce else None,
-            drift_watch(options),
-        )
-        for source, detector in zip(sources, _one_each(detectors, len(sources)), strict=True)
-    ]
+    lines = make_lines(options, sources, detectors)
     say_what_is_not_watched(options, bundles)
     live = any(source.live for source in sources)
     supervisor = Supervisor()
@@ -209,6 +200,22 @@ def open_sources(options: RunOptions, bundles: list[Bundle]) -> list[Source]:
         for text, white_level in zip(
             options.sources, _one_each(white_levels, len(options.sources)), strict=True
         )
+    ]
+
+
+def make_lines(
+    options: RunOptions, sources: Sequence[Source], detectors: list[AnomalyDetector]
+) -> list[Line]:
+    """A line per source; debounce and drift are counted in each for itself."""
+    return [
+        Line(
+            source,
+            detector,
+            FrameView(options.rotate_deg, options.roi),
+            Debounce(*options.debounce) if options.debounce else None,
+            drift_watch(options),
+        )
+        for source, detector in zip(sources, _one_each(detectors, len(sources)), strict=True)
     ]
 
 
@@ -349,10 +356,6 @@ def say(text: str) -> None:
 def _has_terminal() -> bool:
     streams = (sys.stdin, sys.stdout, sys.stderr)
     return any(stream is not None and not stream.closed and stream.isatty() for stream in streams)
-
-
-def _view(options: RunOptions) -> FrameView:
-    return FrameView(options.rotate_deg, options.roi)
 
 
 def _one_each(items: list[Any], count: int) -> list[Any]:
