@@ -30,10 +30,12 @@ class ThresholdChanges:
         """Ask for a threshold (L2 units) as `--threshold` would set it, for all lines of the same bundle.
 
         Raises:
-            ValueError: there is no such line, or it is no finite number.
+            ValueError: there is no such line, or it is no finite number above 0.
         """
         if not 0 <= line < len(self._lines):
             raise ValueError(f"line must be 0 to {len(self._lines) - 1}, got {line}")
+        if not threshold > 0:  # NaN too; with 0 everything is anomalous, which nobody wants of a running line
+            raise ValueError(f"threshold must be a finite number above 0, got {threshold}")
         self._limits(line, threshold)
         self._wishes.put((line, threshold))
 

@@ -28,10 +28,13 @@ from tests.runtime.test_outputs import SPEC, make_result
 TOKEN = "a-token-that-is-long-enough"
 
 
+SCORING = type("Scoring", (), {"threshold": type("Spec", (), {"value": 2.25})})
+
+
 class FakeDetector:
     provider, precision, search, exactness = "cpu", "fp32", "quantised", "mask"
     threshold, pixel_threshold = 2.5, 2.0
-    manifest = type("Manifest", (), {"name": "bottle", "preprocess": SPEC})
+    manifest = type("Manifest", (), {"name": "bottle", "preprocess": SPEC, "scoring": SCORING})
 
 
 class FakeLine:
@@ -196,6 +199,7 @@ class TestWhatIsShown:
         assert line["latency_ms"]["embed"] == {"p50": 2.0, "p90": 2.0, "p99": 2.0}
         assert line["latency_ms"]["age"]["p50"] == 4.0
         assert line["state"] == "connected" and line["threshold"] == 2.5
+        assert line["bundle_threshold"] == 2.25
         assert line["record"]["frame"] == 19
         assert page.ask("/api/state?line=1")[1]["line"]["history"] == []
 

@@ -77,16 +77,28 @@ def test_a_run_is_watched_and_its_threshold_changed(
         assert "threshold_changed" not in events_in(path)
 
         page.part("trial-apply").click()
+        page.driver.switch_to.alert.accept()  # 1000 is far from the bundle's
         wait_for(lambda: page.text("verdict-word").lower() == "normal")
         wait_for(lambda: frames(path)[-1]["threshold"] == 1000)
         assert "threshold_changed" in events_in(path)
         assert "threshold changed" in page.text("events")
 
+        # Back to the bundle's own, and a comma is a point.
+        page.part("trial-bundle").click()
+        wait_for(lambda: page.part("trial-apply").is_enabled())
+        page.try_threshold("2,5")
+        wait_for(lambda: "with 2.5 it would" in page.text("trial-outcome"))
+        page.try_threshold("-3")
+        wait_for(lambda: "-3 is no threshold" in page.text("trial-outcome"))
+        assert not page.part("trial-apply").is_enabled()
+
         server.kill()
-        wait_for(lambda: "lost" in page.text("facts"))
+        wait_for(lambda: page.text("verdict-word").lower() == "no current verdict")
+        assert "lost" in page.text("facts") and "lost" in page.text("verdict-score")
         assert complaints(browser) == []
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: "cannot be reached" in page.text("link"))
+        assert page.text("verdict-word").lower() == "no current verdict"
 
 
 def test_without_the_token_nothing_is_applied(
@@ -103,10 +115,12 @@ def test_without_the_token_nothing_is_applied(
         wait_for(lambda: page.text("verdict-word").lower() in ("normal", "anomalous"))
         page.try_threshold(1000)
         page.part("trial-apply").click()
+        page.driver.switch_to.alert.accept()
         wait_for(lambda: page.part("login").is_displayed())
+        assert not page.part("login-wrong").is_displayed()
         page.part("token").send_keys("not-the-token-of-this-run")
         page.driver.find_element("css selector", "#login .main").click()
-        wait_for(lambda: page.part("login").is_displayed())
+        wait_for(lambda: page.part("login-wrong").is_displayed())
         page.driver.find_element("css selector", "#login button[value=cancel]").click()
         wait_for(lambda: "Not applied: the token is missing or wrong" in page.text("trial-outcome"))
         assert "threshold_changed" not in events_in(path)

@@ -73,7 +73,9 @@ def test_wishes_are_fulfilled_in_order(lines: list[Any]) -> None:
     assert lines[2].detector.threshold == 4.0
 
 
-@pytest.mark.parametrize(("number", "value"), [(3, 1.0), (-1, 1.0), (0, float("nan")), (0, float("inf"))])
+@pytest.mark.parametrize(
+    ("number", "value"), [(3, 1.0), (-1, 1.0), (0, float("nan")), (0, float("inf")), (0, 0.0), (0, -5.0)]
+)
 def test_what_cannot_be_is_refused_and_changes_nothing(lines: list[Any], number: int, value: float) -> None:
     changes = ThresholdChanges(lines)
     with pytest.raises(ValueError, match=r"line must be 0 to 2|finite"):

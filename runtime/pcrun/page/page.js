@@ -4,6 +4,8 @@ import { ScoreChart } from "./chart.js";
 const STATE_EVERY_MS = 500;
 const FRAME_EVERY_MS = 200;
 const HISTORY_FRAMES = 1000;
+// A threshold farther from the bundle's than this factor is asked about.
+const USUAL_FACTOR = 2;
 const TOKEN_KEY = "pcrun-token";
 
 // The read of a live source waits for the next frame.
@@ -23,7 +25,10 @@ async function ask(path, options = {}) {
   const token = sessionStorage.getItem(TOKEN_KEY);
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const response = await fetch(path, { ...options, headers, signal: AbortSignal.timeout(10000) });
-  if (response.status === 401 && (await login())) return ask(path, options);
+  if (response.status === 401) {
+    sessionStorage.removeItem(TOKEN_KEY);
+    if (await login(Boolean(token))) return ask(path, options);
+  }
   if (!response.ok) {
     const told = await response.json().catch(() => ({}));
     throw new Error(told.error || `the run answers ${response.status}`);
@@ -32,9 +37,10 @@ async function ask(path, options = {}) {
 }
 
 /** Ask a person for the token; whether there is a new one. Several callers share one dialog. */
-function login() {
+function login(wrong) {
   page.login ??= new Promise((resolve) => {
     const dialog = find("login");
+    find("login-wrong").hidden = !wrong;
     dialog.addEventListener("close", () => {
       const given = dialog.returnValue === "ok" && find("token").value.trim();
       if (given) sessionStorage.setItem(TOKEN_KEY, given);
@@ -110,8 +116,28 @@ function chooseLine(index) {
   refresh();
 }
 
+// A verdict holds for its frame alone: where no frames come any more, the last one says nothing.
+function isCurrent(line) {
+  return !["lost", "failed", "stopped"].includes(line.state);
+}
+
+function showStale(why) {
+  find("verdict").dataset.verdict = "none";
+  find("verdict-word").textContent = "no current verdict";
+  find("verdict-score").textContent = why;
+  find("alarm").hidden = true;
+  document.querySelector("figure").classList.add("stale");
+  document.title = "no current verdict";
+}
+
 function showVerdict(line) {
   const record = line.record;
+  if (record && !isCurrent(line)) {
+    const last = record.time ? `last frame ${clock(record.time)}` : `last frame ${record.frame}`;
+    showStale(`${line.state}, ${last}`);
+    return;
+  }
+  document.querySelector("figure").classList.remove("stale");
   find("verdict").dataset.verdict = record ? record.verdict : "none";
   find("verdict-word").textContent = record ? record.verdict : "no frame yet";
   let score = "";
@@ -124,6 +150,10 @@ function showVerdict(line) {
   find("frame-name").textContent = record?.time ? `${name} · ${clock(record.time)}` : name;
 }
 
+function changed(line) {
+  return line.bundle_threshold !== null && number(line.bundle_threshold) !== number(line.threshold);
+}
+
 function showFacts(line) {
   const counts = line.counts;
   const state = line.reason ? `${line.state}: ${line.reason}` : line.state;
@@ -134,7 +164,7 @@ function showFacts(line) {
     ["anomalous", counts.anomalous],
     ["without verdict", counts.error, counts.error > 0],
     ["dropped", line.dropped],
-    ["threshold", number(line.threshold)],
+    ["threshold", number(line.threshold) + (changed(line) ? `, bundle's ${number(line.bundle_threshold)}` : "")],
     ["pixel threshold", number(line.pixel_threshold)],
   ];
   fill(find("facts"), facts, ([name, value, bad, wide]) =>
@@ -231,10 +261,16 @@ const chart = new ScoreChart(find("chart"), (value) => {
   tryThreshold();
 });
 
+/** What was typed as a number, with a point or a comma; null for anything else. */
+function typed() {
+  const text = find("trial-value").value.trim().replace(",", ".");
+  return /^\d*\.?\d+(e[+-]?\d+)?$/i.test(text) && Number(text) > 0 ? Number(text) : null;
+}
+
 function tryThreshold() {
-  const text = find("trial-value").value;
-  const value = Number(text);
-  page.trial = text === "" || !Number.isFinite(value) ? null : value;
+  page.trial = typed();
+  const text = find("trial-value").value.trim();
+  find("trial-outcome").textContent = text && page.trial === null ? `${text} is no threshold: a number above 0 is.` : "";
   showTrial();
 }
 
@@ -244,6 +280,9 @@ function showTrial() {
   chart.draw(line.history, line.threshold, page.trial, HISTORY_FRAMES);
   find("trial-apply").disabled = page.trial === null || !line.history.length;
   find("trial-value").placeholder = number(line.threshold);
+  const back = find("trial-bundle");
+  back.hidden = !changed(line);
+  if (!back.hidden) back.textContent = `Bundle's ${number(line.bundle_threshold)}`;
   if (page.trial === null) return;
   const scores = line.history.map(([score]) => score).filter((score) => score !== null);
   const was = line.history.filter(([, verdict]) => verdict === "anomalous").length;
@@ -256,6 +295,9 @@ async function applyTrial(event) {
   event.preventDefault();
   if (page.trial === null) return;
   const value = page.trial;
+  const own = page.state.line.bundle_threshold;
+  const far = own !== null && (value > own * USUAL_FACTOR || value < own / USUAL_FACTOR);
+  if (far && !confirm(`${number(value)} is far from the bundle's ${number(own)}. Apply it all the same?`)) return;
   let outcome;
   try {
     await ask(`/api/threshold?line=${page.line}`, { method: "POST", body: JSON.stringify({ threshold: value }) });
@@ -274,6 +316,10 @@ find("trial").addEventListener("submit", applyTrial);
 find("trial-reset").addEventListener("click", () => {
   find("trial-value").value = "";
   find("trial-outcome").textContent = "";
+  tryThreshold();
+});
+find("trial-bundle").addEventListener("click", () => {
+  find("trial-value").value = number(page.state.line.bundle_threshold);
   tryThreshold();
 });
 find("heatmap").addEventListener("change", showFrame);
@@ -301,6 +347,7 @@ async function refresh() {
   } catch (error) {
     link.textContent = error.name === "TypeError" ? "the run cannot be reached" : error.message;
     link.className = "chip bad";
+    if (page.state?.line.record) showStale("the run cannot be reached");
   }
 }
 

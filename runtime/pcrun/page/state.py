@@ -131,6 +131,7 @@ class LineState:
     def details(self) -> dict[str, Any]:
         """Everything about the line, plain types only."""
         detector = self._line.detector
+        own = detector.manifest.scoring.threshold
         with self._lock:
             now = time.monotonic()
             recent = [moment for moment in self._done_at if now - moment <= _FPS_OVER_S]
@@ -152,6 +153,7 @@ class LineState:
         return facts | {
             "bundle": detector.manifest.name,
             "threshold": detector.threshold,
+            "bundle_threshold": own.value if own else None,
             "pixel_threshold": detector.pixel_threshold,
             "runs_on": f"{detector.provider} {detector.precision}, {detector.search} search, "
             f"exactness {detector.exactness}",
