@@ -65,7 +65,7 @@ class Steps:
         """Show the warnings of this project's libraries as lines, each once; those of others as ever."""
 
         def show(message: Warning | str, category: type[Warning], filename: str, *where: Any) -> None:
-            if Path(filename).parent.name in ("pcexport", "pcrun"):
+            if {"pcexport", "pcrun"} & set(Path(filename).parent.parts[-3:]):
                 self.warn(str(message))
             else:
                 others(message, category, filename, *where)

@@ -1,6 +1,7 @@
 """`pcexport calibrate`: new thresholds for a finished bundle, from normal images that it has not seen."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,9 +198,10 @@ def _require_enough(images: int, rate: float, *, allow_shortage: bool) -> None:
             f"false-alarm rate of {rate:.2%}. Add images."
         )
     if images < needed and not allow_shortage:
+        supported = math.ceil(1e4 / (images + 1)) / 1e4
         raise BuildError(
             f"{images} normal images cannot support a false-alarm rate of {rate:.2%}: {needed} are needed, "
-            f"{needed - images} more. Add images, ask for a --false-alarm-rate of {1 / (images + 1):.2%} or "
+            f"{needed - images} more. Add images, pass --false-alarm-rate {supported:g} or "
             "more, or pass --allow-shortage to take their largest score as it is."
         )
 

@@ -12,7 +12,7 @@ from pcrun.bench.scenarios import Limits
 from pcrun.bundle import Bundle
 from pcrun.detector import NO_THRESHOLD
 from pcrun.errors import SourceError
-from pcrun.files import write_file
+from pcrun.files import make_folder, write_file
 from pcrun.run import DetectorOptions, find_bundle, load_detector, say
 
 _COLUMNS = ("median", "mean", "p90", "p95", "p99", "max")
@@ -34,6 +34,8 @@ def bench_here(
     **options: Any,
 ) -> int:
     """Measure a bundle on this machine; returns the exit code."""
+    if output is not None:
+        make_folder(output.parent)  # before minutes of measuring
     opened = Bundle.load(find_bundle(bundle))
     contents = _contents(opened, images, video)
     # A bundle without thresholds can be measured all the same: nothing is anomalous then.
@@ -48,7 +50,6 @@ def bench_here(
         report["cold_start_s"] = _cold_starts(opened, contents[0], options, starts)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_file(output, (text + "\n").encode())
     print(text if as_json else "\n".join(table(report)))
     return 0
@@ -98,12 +99,15 @@ def table(report: dict[str, Any]) -> list[str]:
 
 def _scenario_lines(name: str, result: dict[str, Any]) -> Sequence[str]:
     value = result["value"]
-    shown = "none" if value is None else f"{value:.2f}"
+    shown = "none" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
     lines = [f"  {name}: {result['metric']} {shown}"]
     if "latency_ms" in result:
         summary = result["latency_ms"]
         lines.append(f"    {'ms':<10}" + "".join(f"{column:>10}" for column in _COLUMNS))
-        for stage, figures in {**result.get("stages", {}), "query": summary}.items():
+        for stage, figures in {
+            **result.get("stages", {}),
+            "age" if "fps" in result else "query": summary,
+        }.items():
             lines.append(f"    {stage:<10}" + "".join(f"{figures[column]:>10.2f}" for column in _COLUMNS))
         lines.append(f"    {summary['count']:,} queries, standard deviation {summary['std']:.2f} ms")
     if "images_per_second" in result:
@@ -111,6 +115,6 @@ def _scenario_lines(name: str, result: dict[str, Any]) -> Sequence[str]:
     if "fps" in result:
         lines.append(
             f"    {result['frames']:,} frames at {result['fps']:g} a second: {result['scored']:,} scored, "
-            f"{result['dropped']:,} dropped"
+            f"{result['dropped']:,} dropped, the others came when it was over"
         )
     return [*lines, *(f"    warning: {warning}" for warning in result["warnings"])]

@@ -10,7 +10,7 @@ from pcexport.evaluation.outputs import print_evaluation, write_outputs
 from pcexport.evaluation.report import write_comparison_report, write_evaluation_report
 from pcexport.evaluation.run import Evaluation, EvaluationOptions, evaluate_bundle, to_json
 from pcexport.progress import Steps
-from pcrun.files import write_file
+from pcrun.files import make_folder, write_file
 
 
 def evaluate_here(
@@ -18,6 +18,8 @@ def evaluate_here(
 ) -> int:
     """Evaluate, print, and write the report where one is asked for; gives the exit code."""
     chosen = EvaluationOptions(**options)
+    if output is not None:
+        make_folder(output.parent)  # minutes of scoring must not end with "cannot be made"
     if len(bundles) > 1:
         return _compare(bundles, data, output, chosen, as_json=as_json)
     steps = Steps()
@@ -27,7 +29,6 @@ def evaluate_here(
     else:
         print_evaluation(evaluation)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_evaluation_report(output, evaluation, detector, dataset, steps)
         written = [output, *write_outputs(evaluation, output, dataset.root)]
         steps.say("written: " + ", ".join(map(str, written)))
@@ -49,7 +50,6 @@ def _compare(
     else:
         paired.print_comparison(evaluations, rows)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_comparison_report(output, evaluations, rows)
         write_file(output.with_suffix(".json"), (text + "\n").encode())
         steps.say(f"written: {output}, {output.with_suffix('.json')}")

@@ -8,7 +8,7 @@ from pcrun.detector import AnomalyDetector
 from pcrun.image_io import decode_image
 from pcrun.types import UInt8Array
 
-STAGES = ("decode", "resize", "embed", "search", "verify", "map", "other")
+STAGES = ("decode", "preprocess", "embed", "search", "verify", "map", "other")
 
 
 class StagedDetector:

@@ -1,7 +1,7 @@
 """The state of the machine, read from made-up files and from this one."""
 
 import os
-import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -71,13 +71,11 @@ def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="processor times are in /proc")
 def test_own_work_is_not_taken_for_somebody_elses() -> None:
-    before = snapshot()
-    end = threading.Event()
-    threading.Timer(0.5, end.set).start()
-    while not end.is_set():
+    before, started = snapshot(), time.process_time()
+    while time.process_time() < started + 0.3:
         sum(range(1000))
     after = snapshot()
-    assert after.own_s - before.own_s > 0.3
+    assert after.own_s - before.own_s > 0.25
     assert after.busy_s is not None and before.busy_s is not None
     assert after.busy_s - before.busy_s >= (after.own_s - before.own_s) - 0.1
 
