@@ -320,6 +320,29 @@ def latency(
 
 
 @cli.command(context_settings=HELP_SETTINGS)
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--fail-above",
+    type=click.FloatRange(0, 1000),
+    metavar="PCT",
+    help="Exit with 1 when a cell is slower by more than so many percent, with 95 % confidence, or cannot "
+    "run any more.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def compare(old: Path, new: Path, fail_above: float | None, as_json: bool) -> int:
+    """What became slower or faster between OLD and NEW: folders or files of `pcbench latency`."""
+    import json
+
+    from pcbench.compare import output
+    from pcbench.compare.pairs import compare_results
+
+    compared = compare_results(old, new, fail_above_pct=fail_above)
+    print(json.dumps(output.as_json(compared), indent=1) if as_json else output.table(compared))
+    return 1 if compared.failed else 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
 @click.option("--readme", type=click.Path(path_type=Path), default=Path("README.md"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=_RESULTS, show_default=True)
 @click.option("--check", is_flag=True, help="Only compare; exit with 1 when the README is out of date.")
@@ -334,7 +357,7 @@ def readme(readme: Path, results: Path, check: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script."""
-    return run_command(cli, "pcbench", argv)
+    return run_command(cli, "pcbench", argv, extras="export")
 
 
 if __name__ == "__main__":
