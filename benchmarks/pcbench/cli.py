@@ -320,6 +320,27 @@ def latency(
 
 
 @cli.command(context_settings=HELP_SETTINGS)
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A page (.html), or Markdown (.md) with its plots beside it.",
+)
+@click.option("--title", default="Latency", show_default=True, help="Of the report.")
+def report(results: tuple[Path, ...], output: Path, title: str) -> int:
+    """Tables and plots of RESULTS: files or folders of `pcbench latency`, `pcrun bench`, `pcexport eval`."""
+    from pcbench.report.write import write_report
+
+    found = write_report(results, output, title)
+    for reason in found.left_out:
+        print(f"pcbench: left out: {reason}", file=sys.stderr)
+    print(f"{output}: {len(found.cells)} measurements, {len(found.not_run)} cells that could not run")
+    return 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @click.option(
