@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from pcrun import cli_options
 from pcrun._version import __version__
 from pcrun.cli_support import HELP_SETTINGS, debug_option, run_command
 
@@ -204,6 +205,165 @@ def soak(
 
 
 @cli.command(context_settings=HELP_SETTINGS)
+@click.option(
+    "--bundle",
+    "bundles",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Bundle to measure; repeatable.",
+)
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    type=click.Choice(cli_options.PROVIDER_NAMES),
+    default=("cpu",),
+    show_default=True,
+    help="As in pcrun; repeatable.",
+)
+@click.option(
+    "--threads",
+    multiple=True,
+    type=click.IntRange(0, 1024),
+    default=(0,),
+    show_default=True,
+    help="Threads; 0 is one per available core; repeatable.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(("bundle", *cli_options.PRECISION_NAMES)),
+    default=("bundle",),
+    show_default=True,
+    help="As in pcrun, or the bundle's own; repeatable.",
+)
+@click.option(
+    "--exactness",
+    multiple=True,
+    type=click.Choice(cli_options.EXACTNESS_LEVELS),
+    default=("mask",),
+    show_default=True,
+    help="As in pcrun; repeatable.",
+)
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(1, 1024),
+    default=(1,),
+    show_default=True,
+    help="Images per query; repeatable.",
+)
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="PATH",
+    help="Image files, folders or quoted globs; the golden samples by default; repeatable.",
+)
+@click.option("--defective", multiple=True, metavar="PATH", help="Likewise; reported apart.")
+@click.option("--profile", is_flag=True, help="Use the device profile of `pcrun tune`, where there is one.")
+@click.option(
+    "--duration",
+    "duration_s",
+    type=click.FloatRange(0, 86_400),
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="Each kind of image of a cell takes at least so long.",
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="And at least so many queries.",
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the result files, one JSON per cell; what it holds already is not measured again.",
+)
+def latency(
+    bundles: tuple[Path, ...],
+    images: tuple[str, ...],
+    defective: tuple[str, ...],
+    output: Path,
+    providers: tuple[str, ...],
+    threads: tuple[int, ...],
+    precisions: tuple[str, ...],
+    exactness: tuple[str, ...],
+    batches: tuple[int, ...],
+    profile: bool,
+    duration_s: float,
+    queries: int,
+) -> int:
+    """Latencies of every combination of bundles and settings, each in a process and a file of its own."""
+    from pcbench.latency.cell import Axes
+    from pcbench.latency.sweep import check_folder, sweep
+
+    check_folder(output)
+    axes = Axes(providers, threads, precisions, exactness, batches, profile, duration_s, queries)
+    tally = sweep(
+        bundles,
+        axes,
+        images=images,
+        defective=defective,
+        folder=output,
+        say=lambda text: print(f"pcbench: {text}", file=sys.stderr, flush=True),
+    )
+    print(f"{output}: {tally.measured} measured, {tally.kept} kept, {tally.failed} cannot run here")
+    return 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A page (.html), or Markdown (.md) with its plots beside it.",
+)
+@click.option("--title", default="Latency", show_default=True, help="Of the report.")
+def report(results: tuple[Path, ...], output: Path, title: str) -> int:
+    """Tables and plots of RESULTS: files or folders of `pcbench latency`, `pcrun bench`, `pcexport eval`."""
+    from pcbench.report.write import write_report
+
+    found = write_report(results, output, title)
+    for reason in found.left_out:
+        print(f"pcbench: left out: {reason}", file=sys.stderr)
+    print(f"{output}: {len(found.cells)} measurements, {len(found.not_run)} cells that could not run")
+    return 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--fail-above",
+    type=click.FloatRange(0, 1000),
+    metavar="PCT",
+    help="Exit with 1 when a cell is slower by more than so many percent, with 95 % confidence, or cannot "
+    "run any more.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def compare(old: Path, new: Path, fail_above: float | None, as_json: bool) -> int:
+    """What became slower or faster between OLD and NEW: folders or files of `pcbench latency`."""
+    import json
+
+    from pcbench.compare import output
+    from pcbench.compare.pairs import compare_results
+
+    compared = compare_results(old, new, fail_above_pct=fail_above)
+    print(json.dumps(output.as_json(compared), indent=1) if as_json else output.table(compared))
+    return 1 if compared.failed else 0
+
+
+@cli.command(context_settings=HELP_SETTINGS)
 @click.option("--readme", type=click.Path(path_type=Path), default=Path("README.md"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=_RESULTS, show_default=True)
 @click.option("--check", is_flag=True, help="Only compare; exit with 1 when the README is out of date.")
@@ -218,7 +378,7 @@ def readme(readme: Path, results: Path, check: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script."""
-    return run_command(cli, "pcbench", argv)
+    return run_command(cli, "pcbench", argv, extras="export")
 
 
 if __name__ == "__main__":

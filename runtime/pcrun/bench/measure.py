@@ -1,6 +1,7 @@
 """`pcrun bench`: the whole job, from a detector to a report."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class Job:
         bound_ms: of the server's p99.
         fps: of the camera.
         seed: of the arrivals.
+        images_per_query: of multi-stream.
     """
 
     scenarios: tuple[str, ...]
@@ -36,6 +38,7 @@ class Job:
     bound_ms: float
     fps: float
     seed: int = 0
+    images_per_query: int = MULTI_STREAM_IMAGES
 
 
 Say = Callable[[str], None]
@@ -106,10 +109,11 @@ def _measure_content(detector: AnomalyDetector, content: Content, job: Job, say:
     return {"name": content.name, "images": len(content.items), "scenarios": results}
 
 
-def _warm_up(staged: StagedDetector, items: Sequence[Item]) -> None:
+def _warm_up(staged: StagedDetector, items: Sequence[Item], *, images: int = 1) -> None:
     source = endless(items)
-    for _ in range(WARM_UP_IMAGES):
-        staged.serve([next(source)])
+    for _ in range(math.ceil(WARM_UP_IMAGES / images)):
+        staged.serve([next(source) for _ in range(images)])
+    staged.forget()
 
 
 def _single_stream(
@@ -121,8 +125,7 @@ def _single_stream(
         "value": summarise(latencies).p90,
         **_described(latencies, 90),
         "images_per_second": len(latencies) / (sum(latencies) / 1e3),
-        "stages": {stage: dataclasses.asdict(summarise(values)) for stage, values in staged.samples.items()},
-        "stage_samples_ms": {stage: _rounded(values) for stage, values in staged.samples.items()},
+        **_stages(staged, 1),
         "verified_patches": dataclasses.asdict(summarise(staged.verified)),
     }
 
@@ -130,13 +133,17 @@ def _single_stream(
 def _multi_stream(
     detector: AnomalyDetector, staged: StagedDetector, content: Content, job: Job
 ) -> dict[str, Any]:
-    latencies = _runner(staged, content, job).streams(job.limits, images=MULTI_STREAM_IMAGES)
+    images = job.images_per_query
+    # The first batches allocate.
+    _warm_up(staged, content.items, images=images)
+    latencies = _runner(staged, content, job).streams(job.limits, images=images)
     return {
         "metric": "p99_ms",
         "value": summarise(latencies).p99,
-        "images_per_query": MULTI_STREAM_IMAGES,
+        "images_per_query": images,
         **_described(latencies, 99),
-        "images_per_second": MULTI_STREAM_IMAGES * len(latencies) / (sum(latencies) / 1e3),
+        "images_per_second": images * len(latencies) / (sum(latencies) / 1e3),
+        **_stages(staged, images),
     }
 
 
@@ -205,6 +212,18 @@ SCENARIOS = tuple(_SCENARIOS)
 
 def _runner(staged: StagedDetector, content: Content, job: Job) -> Runner[Item]:
     return Runner(staged.serve, content.items, seed=job.seed)
+
+
+def _stages(staged: StagedDetector, images: int) -> dict[str, Any]:
+    """Stages of whole queries, so that they add up to a query's total."""
+    queries = {
+        stage: [sum(values[first : first + images]) for first in range(0, len(values), images)]
+        for stage, values in staged.samples.items()
+    }
+    return {
+        "stages": {stage: dataclasses.asdict(summarise(values)) for stage, values in queries.items()},
+        "stage_samples_ms": {stage: _rounded(values) for stage, values in queries.items()},
+    }
 
 
 def _described(latencies: Sequence[float], percentile: int, *, steady: bool = True) -> dict[str, Any]:

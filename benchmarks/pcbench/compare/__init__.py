@@ -1,0 +1,1 @@
+"""`pcbench compare`: which latencies differ by more than chance explains."""

@@ -1,0 +1,71 @@
+"""A comparison as text and as plain types."""
+
+from typing import Any
+
+from pcbench.compare.pairs import FASTER, SLOWER, UNKNOWN, Compared, Pair
+from pcbench.compare.statistics import CONFIDENCE
+
+
+def table(compared: Compared) -> str:
+    """One line per pair, then what else there is to say."""
+    lines = [f"{'old ms':>9}{'new ms':>9}{'change':>9}{'95 % interval':>18}{'p':>8}  verdict"]
+    for pair in compared.pairs:
+        old, new = pair.medians_ms
+        lines.append(f"{old:9.2f}{new:9.2f}{_change(pair)}  {_verdict(pair, compared)}: {pair.title}")
+    lines += [f"ran before, cannot run now: {text}" for text in compared.broken]
+    lines += [f"note: {note}" for note in compared.notes]
+    counts = {
+        word: sum(pair.verdict == word for pair in compared.pairs) for word in (SLOWER, FASTER, UNKNOWN)
+    }
+    summed = f"{len(compared.pairs)} pairs: {counts[SLOWER]} slower, {counts[FASTER]} faster"
+    if counts[UNKNOWN]:
+        summed += f", {counts[UNKNOWN]} with too few queries for how slowly they vary (measure longer)"
+    return "\n".join([*lines, summed])
+
+
+def _change(pair: Pair) -> str:
+    if pair.difference is None or pair.p_adjusted is None:
+        return f"{'-':>9}{'-':>18}{'-':>8}"
+    low, high = pair.difference.interval
+    interval = f"{_percent(low)} .. {_percent(high)}"
+    return f"{_percent(pair.difference.ratio):>9}{interval:>18}{pair.p_adjusted:8.4f}"
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f}%"
+
+
+def _verdict(pair: Pair, compared: Compared) -> str:
+    if pair.above:
+        return f"{pair.verdict.upper()} by more than {compared.fail_above_pct:g} %"
+    return pair.verdict
+
+
+def as_json(compared: Compared) -> dict[str, Any]:
+    """Plain types; a change is new over old, minus 1."""
+    return {
+        "confidence": CONFIDENCE,
+        "fail_above_pct": compared.fail_above_pct,
+        "failed": compared.failed,
+        "pairs": [_pair(pair) for pair in compared.pairs],
+        "cannot_run_now": compared.broken,
+        "notes": compared.notes,
+    }
+
+
+def _pair(pair: Pair) -> dict[str, Any]:
+    old, new = pair.medians_ms
+    known = pair.difference
+    return {
+        **pair.new.asked,
+        "content": pair.new.content,
+        "scenario": pair.new.scenario,
+        "queries": [len(pair.old.samples_ms), len(pair.new.samples_ms)],
+        "median_ms": [old, new],
+        "change": known.ratio - 1 if known else None,
+        "change_low": known.interval[0] - 1 if known else None,
+        "change_high": known.interval[1] - 1 if known else None,
+        "p_holm": pair.p_adjusted,
+        "verdict": pair.verdict,
+        "above": pair.above,
+    }

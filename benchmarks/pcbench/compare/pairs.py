@@ -1,0 +1,172 @@
+"""The job behind `pcbench compare`: pair cells, compare each pair, say what is certain."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcbench.compare.statistics import CONFIDENCE, Difference, compare, holm
+from pcbench.latency.load import Measured, NotRun, cells_of, is_latency, read_json, shown_settings
+from pcrun.errors import PcError
+
+SLOWER, FASTER, SAME, UNKNOWN = "slower", "faster", "no difference", "cannot tell"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One kind of image under the same settings, before and after.
+
+    Attributes:
+        old, new: what was measured.
+        difference: None where a series is too short.
+        p_adjusted: of a difference, over all pairs; None without one.
+        above: whether it is slower by more than was allowed, with confidence; None where nothing was asked.
+    """
+
+    old: Measured
+    new: Measured
+    difference: Difference | None
+    p_adjusted: float | None = None
+    above: bool | None = None
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.difference is None or self.p_adjusted is None:
+            return UNKNOWN
+        if self.p_adjusted > 1 - CONFIDENCE:
+            return SAME
+        return SLOWER if self.difference.log_ratio > 0 else FASTER
+
+    @property
+    def title(self) -> str:
+        """Settings and kind of image."""
+        return f"{shown_settings(self.new.asked)}; {self.new.content}"
+
+    @property
+    def medians_ms(self) -> tuple[float, float]:
+        """Of all latencies, old and new."""
+        return float(np.median(self.old.samples_ms)), float(np.median(self.new.samples_ms))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Everything that was found.
+
+    Attributes:
+        pairs: in the order of the new files.
+        fail_above_pct: what was allowed, or None.
+        broken: cells that ran before and cannot now, with the error.
+        notes: what else a reader must know.
+    """
+
+    pairs: list[Pair]
+    fail_above_pct: float | None
+    broken: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether more became slower than was allowed."""
+        return self.fail_above_pct is not None and bool(self.broken or any(p.above for p in self.pairs))
+
+
+@dataclass
+class Side:
+    """One folder or file."""
+
+    measured: dict[tuple[Any, ...], Measured] = field(default_factory=dict)
+    not_run: list[NotRun] = field(default_factory=list)
+
+
+def compare_results(old: Path, new: Path, *, fail_above_pct: float | None = None) -> Compared:
+    """Compare two folders or files.
+
+    Raises:
+        PcError: one of them cannot be read, or they have no cell in common.
+    """
+    before, after = read_side(old), read_side(new)
+    keys = [key for key in after.measured if key in before.measured]
+    broken = [
+        f"{shown_settings(cell.asked)}: {cell.error}"
+        for cell in after.not_run
+        if any(kept.asked == cell.asked for kept in before.measured.values())
+    ]
+    if not keys and not broken:
+        raise PcError(
+            f"{old} and {new} have no cell in common. Expected results of the same settings and kinds of "
+            "images, and bundles of the same file names."
+        )
+    pairs = judged([(before.measured[key], after.measured[key]) for key in keys], fail_above_pct)
+    return Compared(pairs, fail_above_pct, broken, [*_unpaired(before, after), *_unlike(pairs)])
+
+
+def read_side(path: Path) -> Side:
+    """All cells of a folder or file.
+
+    Raises:
+        PcError: there is none, or two have the same settings.
+    """
+    side = Side()
+    for file, data in read_json([path]):
+        if not is_latency(data):
+            continue
+        cells = cells_of(file, data)
+        if isinstance(cells, NotRun):
+            side.not_run.append(cells)
+            continue
+        for cell in cells:
+            if cell.key in side.measured:
+                raise PcError(
+                    f"{file.name} and {side.measured[cell.key].file} hold the same settings. "
+                    "Expected each once; take one away."
+                )
+            side.measured[cell.key] = cell
+    if not side.measured and not side.not_run:
+        raise PcError(f"{path} holds no latencies. Expected results of `pcbench latency`.")
+    return side
+
+
+def judged(pairs: Sequence[tuple[Measured, Measured]], fail_above_pct: float | None) -> list[Pair]:
+    """Compare each pair; what is certain is so for all of them together (Holm)."""
+    found = [compare(old.samples_ms, new.samples_ms) for old, new in pairs]
+    known = [difference for difference in found if difference is not None]
+    differs = iter(holm([difference.p_differs for difference in known]))
+    factor = 1 + (fail_above_pct or 0) / 100
+    slower = iter(holm([difference.p_above(factor) for difference in known]))
+    result = []
+    for (old, new), difference in zip(pairs, found, strict=True):
+        if difference is None:
+            result.append(Pair(old, new, None))
+        else:
+            above = next(slower) <= 1 - CONFIDENCE
+            result.append(
+                Pair(old, new, difference, next(differs), above if fail_above_pct is not None else None)
+            )
+    return result
+
+
+def _unpaired(before: Side, after: Side) -> list[str]:
+    notes = []
+    for name, mine, other in (("OLD", before, after), ("NEW", after, before)):
+        for key, cell in mine.measured.items():
+            if key not in other.measured and all(cell.asked != n.asked for n in other.not_run):
+                notes.append(f"only in {name}: {shown_settings(cell.asked)}; {cell.content}")
+    return notes
+
+
+def _unlike(pairs: Sequence[Pair]) -> list[str]:
+    """What else than the code differs: it may be the cause."""
+    notes = []
+    for name, key in (("machines", "machine"), ("versions of the software", "versions")):
+        if any(pair.old.whole[key] != pair.new.whole[key] for pair in pairs):
+            notes.append(f"the {name} differ")
+    if any(pair.old.whole["bundle"]["digest"] != pair.new.whole["bundle"]["digest"] for pair in pairs):
+        notes.append("bundles of one name differ in their content")
+    if any(pair.old.whole.get("content_sha256") != pair.new.whole.get("content_sha256") for pair in pairs):
+        notes.append("other images were scored")
+    if any(pair.old.whole["settings"] != pair.new.whole["settings"] for pair in pairs):
+        notes.append("what was asked for led to other real settings")
+    return notes

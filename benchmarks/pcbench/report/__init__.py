@@ -1,0 +1,1 @@
+"""`pcbench report`: latencies as a page, or as Markdown, with plots."""

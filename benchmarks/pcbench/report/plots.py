@@ -1,0 +1,231 @@
+"""What a report shows as plots: percentiles, stages, memory banks, accuracy."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
+
+from pcbench.latency.cell import PAIRED_BY
+from pcbench.latency.load import Measured
+from pcbench.report.drawing import INK, MUTED, SERIES, Key, new_axes
+from pcbench.report.inputs import Accuracy, Inputs, per_image_ms, short_names
+from pcrun.bench.stages import STAGES
+
+_MOST_SERIES = len(SERIES)
+_MOST_BARS = 24
+_SHOWN_PERCENTILES = (0, 50, 90, 99, 99.9, 99.99)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot, drawn when its width is known.
+
+    Attributes:
+        name: for a file.
+        title: above it.
+        note: below it.
+        draw: gives the figure, for a screen or (False) for a phone; within `own_style`.
+        key: its legend.
+    """
+
+    name: str
+    title: str
+    note: str
+    draw: Callable[[bool], Figure]
+    key: list[Key] = field(default_factory=list)
+
+    def add_legend(self, figure: Figure) -> None:
+        """Make room for the key under a figure that stands alone."""
+        if not self.key:
+            return
+        handles = [Patch(color=SERIES[entry.colour], label=entry.name) for entry in self.key]
+        columns = 1 if max(len(entry.name) for entry in self.key) > 40 else 3
+        extra = 18 + 20 * -(-len(handles) // columns)
+        width, height = figure.get_size_inches() * figure.dpi
+        figure.set_size_inches(width / figure.dpi, (height + extra) / figure.dpi)
+        for axes in figure.axes:
+            box = axes.get_position()
+            scale = height / (height + extra)
+            axes.set_position(
+                (box.x0, (box.y0 * height + extra) / (height + extra), box.width, box.height * scale)
+            )
+        figure.legend(
+            handles=handles, loc="lower left", ncol=columns, frameon=False, labelcolor=MUTED, handlelength=0.9
+        )
+
+
+def all_plots(inputs: Inputs) -> list[Plot]:
+    """Those for which there is something to show."""
+    contents = list(dict.fromkeys(cell.content for cell in inputs.cells))
+    plots = []
+    for number, content in enumerate(contents):
+        members = [cell for cell in inputs.cells if cell.content == content]
+        plots.append(percentile_plot(members, content, number))
+    if inputs.cells:
+        plots.append(stage_plot(inputs.cells))
+    for number, content in enumerate(contents):
+        members = [cell for cell in inputs.cells if cell.content == content]
+        plots += bank_plot(members, content, number)
+        plots += accuracy_plot(members, inputs.accuracy, content, number)
+    return plots
+
+
+def percentile_plot(cells: Sequence[Measured], content: str, number: int) -> Plot:
+    """Every latency against its rank; the axis makes room for the slowest."""
+    shown = sorted(cells, key=lambda cell: float(cell.result["latency_ms"]["median"]))[:_MOST_SERIES]
+    left = len(cells) - len(shown)
+
+    def draw(wide: bool) -> Figure:
+        figure, axes = new_axes(wide=wide, height_px=340 if wide else 280)
+        most = max(len(cell.samples_ms) for cell in shown)
+        for cell, colour in zip(shown, SERIES, strict=False):
+            values = np.sort(cell.samples_ms)
+            ranks = (np.arange(len(values)) + 0.5) / len(values)
+            axes.plot(-np.log10(1 - ranks), values, color=colour, linewidth=1.8)
+        ticks = [p for p in _SHOWN_PERCENTILES[0 if wide else 1 :] if 1 - p / 100 >= 0.5 / most]
+        axes.set_xticks([-np.log10(1 - p / 100) for p in ticks], [f"{p:g} %" for p in ticks])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("share of the queries that are not slower")
+        axes.set_ylabel("ms per query")
+        return figure
+
+    note = "Each query is in its curve. The axis is logarithmic towards 100 %."
+    if left:
+        note += f" The {_MOST_SERIES} cells with the lowest medians are shown, {left} more are in the table."
+    keys = [Key(i, name) for i, name in enumerate(short_names(shown))]
+    return Plot(f"percentiles-{number + 1}", f"Percentiles: {content}", note, draw, keys)
+
+
+def stage_plot(cells: Sequence[Measured]) -> Plot:
+    """Mean time of each stage, because means add up."""
+    shown = sorted(cells, key=lambda cell: (cell.content, float(cell.result["latency_ms"]["mean"])))
+    left = len(shown) - _MOST_BARS
+    shown = shown[:_MOST_BARS]
+    names = [f"{name} · {cell.content}" for name, cell in zip(short_names(shown), shown, strict=True)]
+
+    def draw(wide: bool) -> Figure:
+        row = 46
+        figure, axes = new_axes(wide=wide, height_px=row * len(shown) + 66, left_px=12)
+        for position, (cell, name) in enumerate(zip(shown, names, strict=True)):
+            start = 0.0
+            for stage, colour in zip(STAGES, SERIES, strict=False):
+                mean = float(cell.result["stages"][stage]["mean"])
+                axes.barh(position, mean, 0.42, start, color=colour)
+                start += mean
+            style: dict[str, Any] = {"va": "bottom", "parse_math": False}
+            axes.text(0, position - 0.27, name if wide else _cut(name, 34), color=INK, **style)
+            at_end: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right"}
+            axes.text(1, position - 0.27, f"{start:.2f}", color=MUTED, **style, **at_end)
+        axes.set_ylim(len(shown) - 0.6, -0.8)
+        axes.set_yticks([])
+        axes.set_xlim(left=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("mean ms per query")
+        return figure
+
+    note = "Means of the stages, which add up to the mean latency inside the detector and the decoder."
+    if left > 0:
+        note += f" {left} more are in the tables."
+    return Plot("stages", "Stages", note, draw, [Key(i, stage) for i, stage in enumerate(STAGES)])
+
+
+def bank_plot(cells: Sequence[Measured], content: str, number: int) -> list[Plot]:
+    """Median latency against the size of the memory bank, everything else being equal."""
+    series: dict[tuple[str, ...], list[Measured]] = {}
+    for cell in cells:
+        bundle = cell.whole["bundle"]
+        alike = [cell.asked[name] for name in PAIRED_BY if name != "bundle"]
+        network = [bundle["backbone"], bundle["dim"], bundle["input_px"], cell.whole["settings"]["precision"]]
+        series.setdefault(tuple(map(str, (*alike, *network))), []).append(cell)
+    lines = [line for line in series.values() if len(set(map(bank_of, line))) > 1]
+    lines = lines[:_MOST_SERIES]
+    if not lines:
+        return []
+
+    def draw(wide: bool) -> Figure:
+        figure, axes = new_axes(wide=wide, height_px=320 if wide else 270)
+        for line, colour in zip(lines, SERIES, strict=False):
+            points = sorted(
+                (c.whole["bundle"]["memory_bank"], c.result["latency_ms"]["median"]) for c in line
+            )
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, marker="o", markersize=5)
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("entries of the memory bank")
+        axes.set_ylabel("median ms per query")
+        return figure
+
+    firsts = [line[0] for line in lines]
+    names = short_names(firsts) if len(firsts) > 1 else [f"{firsts[0].asked['provider']}"]
+    keys = [Key(i, name) for i, name in enumerate(names)]
+    note = "Bundles of the same network and settings, with memory banks of several sizes."
+    return [Plot(f"memory-bank-{number + 1}", f"Latency and memory bank: {content}", note, draw, keys)]
+
+
+def accuracy_plot(
+    cells: Sequence[Measured], accuracy: dict[str, Accuracy], content: str, number: int
+) -> list[Plot]:
+    """Image AUROC against latency; the line joins what nothing else is both faster and better than."""
+    points = [cell for cell in cells if cell.whole["bundle"]["digest"] in accuracy]
+    points = sorted(points, key=lambda cell: (per_image_ms(cell), -_auroc(cell, accuracy)))
+    frontier = pareto([(per_image_ms(cell), _auroc(cell, accuracy)) for cell in points])
+    order = [*frontier, *(i for i in range(len(points)) if i not in frontier)][:_MOST_SERIES]
+    if not points:
+        return []
+
+    def draw(wide: bool) -> Figure:
+        figure, axes = new_axes(wide=wide, height_px=340 if wide else 290, left_px=68)
+        best = [(per_image_ms(points[i]), _auroc(points[i], accuracy)) for i in frontier]
+        axes.step(*zip(*best, strict=True), where="post", color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for index, colour in zip(order, SERIES, strict=False):
+            found = accuracy[points[index].whole["bundle"]["digest"]]
+            at = per_image_ms(points[index])
+            if found.low is not None and found.high is not None:
+                axes.plot((at, at), (found.low, found.high), color=colour, linewidth=1.2)
+            axes.plot(at, found.image_auroc, "o", color=colour, markersize=7)
+        axes.set_xlim(left=0)
+        axes.margins(0.08)
+        axes.set_xlabel("median ms per image")
+        axes.set_ylabel("image AUROC")
+        return figure
+
+    data = ", ".join(sorted({accuracy[cell.whole["bundle"]["digest"]].data for cell in points}))
+    note = f"Image AUROC on {data} with its 95 % interval. The broken line is the Pareto front."
+    if len(points) > len(order):
+        note += f" {len(points) - len(order)} slower or less accurate cells are left out."
+    names = short_names([points[i] for i in order])
+    keys = [Key(i, name) for i, name in enumerate(names)]
+    return [Plot(f"accuracy-{number + 1}", f"Accuracy and latency: {content}", note, draw, keys)]
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of points that no other is both cheaper and better than, the cheapest first.
+
+    Args:
+        points: cost and worth of each.
+    """
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def bank_of(cell: Measured) -> int:
+    """Entries of its bundle's memory bank."""
+    count: int = cell.whole["bundle"]["memory_bank"]
+    return count
+
+
+def _auroc(cell: Measured, accuracy: dict[str, Accuracy]) -> float:
+    return accuracy[cell.whole["bundle"]["digest"]].image_auroc
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,209 @@
+"""`pcbench compare` on latencies whose truth is known: finds what was planted, and little else."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from pcbench.cli import main
+from pcbench.compare.statistics import (
+    Floats,
+    autocorrelation_time,
+    block_medians,
+    compare,
+    holm,
+)
+
+QUERIES = 300
+COMPARISONS = 400
+Maker = Callable[..., Floats]
+
+
+def latencies(
+    rng: np.random.Generator, *, lag_1: float = 0.0, queries: int = QUERIES, slow_share: float = 0.03
+) -> Floats:
+    """About 10 ms with 8 % of noise whose neighbours correlate, and some queries of several times that."""
+    noise = rng.normal(size=queries)
+    noise[1:] *= np.sqrt(1 - lag_1**2)
+    for i in range(1, queries):
+        noise[i] += lag_1 * noise[i - 1]
+    slow = np.where(rng.random(queries) < slow_share, 1 + rng.exponential(2, queries), 1)
+    return np.asarray(10 * np.exp(0.08 * noise) * slow)
+
+
+def share_found(lag_1: float, *, factor: float, comparisons: int) -> float:
+    rng = np.random.default_rng(5)
+    found = 0
+    for _ in range(comparisons):
+        old, new = latencies(rng, lag_1=lag_1), factor * latencies(rng, lag_1=lag_1)
+        difference = compare(old.tolist(), new.tolist())
+        found += difference is not None and difference.p_differs <= 0.05
+    return found / comparisons
+
+
+@pytest.mark.parametrize("lag_1", [0.0, 0.5, 0.8])
+def test_noise_alone_is_called_a_difference_no_more_often_than_stated(lag_1: float) -> None:
+    # What a rate of exactly 5 % exceeds in one of a thousand such simulations.
+    most = binom.ppf(0.999, COMPARISONS, 0.05) / COMPARISONS
+    assert share_found(lag_1, factor=1.0, comparisons=COMPARISONS) <= most
+
+
+@pytest.mark.parametrize("lag_1, least", [(0.0, 0.99), (0.5, 0.95), (0.8, 0.7)])
+def test_a_planted_tenth_is_found(lag_1: float, least: float) -> None:
+    assert share_found(lag_1, factor=1.1, comparisons=100) >= least
+
+
+def test_intervals_hold_the_true_ratio() -> None:
+    rng = np.random.default_rng(6)
+    inside = 0
+    for _ in range(300):
+        difference = compare(latencies(rng, lag_1=0.5).tolist(), (1.07 * latencies(rng, lag_1=0.5)).tolist())
+        assert difference is not None
+        low, high = difference.interval
+        inside += low <= 1.07 <= high
+    assert inside / 300 >= binom.ppf(0.001, 300, 0.95) / 300
+
+
+def test_a_limit_is_not_exceeded_by_what_is_exactly_at_it() -> None:
+    rng = np.random.default_rng(7)
+    above = 0
+    for _ in range(300):
+        difference = compare(latencies(rng).tolist(), (1.05 * latencies(rng)).tolist())
+        above += difference is not None and difference.p_above(1.05) <= 0.05
+    assert above / 300 <= binom.ppf(0.999, 300, 0.05) / 300
+
+
+def test_autocorrelation_time_of_a_first_order_process() -> None:
+    rng = np.random.default_rng(8)
+    for lag_1 in (0.0, 0.5, 0.8):
+        found = autocorrelation_time(latencies(rng, lag_1=lag_1, queries=20_000, slow_share=0))
+        assert found == pytest.approx((1 + lag_1) / (1 - lag_1), rel=0.25)
+
+
+def test_too_short_a_series_gives_no_answer() -> None:
+    rng = np.random.default_rng(9)
+    assert block_medians(latencies(rng, queries=19).tolist()) is None
+    # Long, but hardly anything in it is independent.
+    assert block_medians(np.linspace(10, 12, 300).tolist()) is None
+    assert block_medians(latencies(rng, queries=60).tolist()) is not None
+
+
+def test_latencies_without_any_spread() -> None:
+    same = compare([2.0] * 50, [2.0] * 50)
+    slower = compare([2.0] * 50, [3.0] * 50)
+    assert same is not None and same.p_differs == 1.0
+    assert slower is not None and slower.p_differs == 0.0 and slower.ratio == pytest.approx(1.5)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+@pytest.fixture(scope="module")
+def real_cell(made_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("measured")
+    command = ["latency", "--bundle", str(made_bundle()), "-o", str(folder), "--duration", "0"]
+    assert main([*command, "--queries", "20", "--threads", "1"]) == 0
+    (path,) = folder.glob("*.json")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture
+def write(real_cell: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
+    """Writes a cell with other latencies for each kind of image."""
+    rng = np.random.default_rng(10)
+
+    def write_cell(folder: str, *, factor: float = 1.0, **asked: Any) -> Path:
+        cell = copy.deepcopy(real_cell)
+        cell["asked"] |= asked
+        for content in cell["contents"]:
+            for result in content["scenarios"].values():
+                result["samples_ms"] = (factor * latencies(rng)).tolist()
+        path = tmp_path / folder / f"{'-'.join(map(str, asked.values())) or 'cell'}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(cell), encoding="utf-8")
+        return path.parent
+
+    return write_cell
+
+
+def test_one_slower_cell_among_several(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for threads in range(4):
+        write("old", threads=threads)
+        write("new", threads=threads, factor=1.1 if threads == 2 else 1.0)
+    old, new = write("old", threads=0), write("new", threads=0)
+    assert main(["compare", str(old), str(new), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {pair["threads"] for pair in found["pairs"] if pair["verdict"] == "slower"} == {2}
+    assert len(found["pairs"]) == 8
+    assert all(
+        pair["change_low"] < 0.1 < pair["change_high"] for pair in found["pairs"] if pair["threads"] == 2
+    )
+    assert main(["compare", str(old), str(new), "--fail-above", "3"]) == 1
+    assert "SLOWER by more than 3 %" in capsys.readouterr().out
+    # 10 % slower is no certain proof of more than 10 %.
+    assert main(["compare", str(old), str(new), "--fail-above", "10"]) == 0
+    assert main(["compare", str(new), str(old), "--fail-above", "3"]) == 0
+    assert "2 faster" in capsys.readouterr().out
+
+
+def test_a_cell_that_cannot_run_any_more_fails(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for threads in (1, 2):
+        old, new = write("old", threads=threads), write("new", threads=threads)
+    path = new / "2.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "error": "no such provider"}))
+    assert main(["compare", str(old), str(new)]) == 0
+    assert main(["compare", str(old), str(new), "--fail-above", "50"]) == 1
+    assert "2 threads, mask: no such provider" in capsys.readouterr().out
+
+
+def test_what_is_not_alike_is_said(write: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = write("old", threads=1), write("new", threads=1)
+    write("old", threads=7)
+    path = new / "1.json"
+    data = json.loads(path.read_text())
+    data["machine"]["cpu"] = "another"
+    data["bundle"]["digest"] = "0" * 64
+    path.write_text(json.dumps(data))
+    assert main(["compare", str(old), str(new)]) == 0
+    printed = capsys.readouterr().out
+    for note in ("the machines differ", "bundles of one name differ", "only in OLD: ", "7 threads"):
+        assert note in printed
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"results_version": 99}, "has results_version 99, expected 1"),
+        ({"contents": [{"name": "x"}]}, "is not a complete result"),
+        ({"kind": "build"}, "holds no latencies"),
+        ({"asked": {}}, "is not a complete result"),
+    ],
+)
+def test_wrong_files(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    old, new = write("old"), write("new")
+    path = new / "cell.json"
+    data = json.loads(path.read_text()) | change
+    if "kind" in change:
+        del data["bench_version"]
+    path.write_text(json.dumps(data))
+    assert main(["compare", str(old), str(new)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_in_common(write: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(write("old", threads=1)), str(write("new", threads=2))]) == 2
+    assert "no cell in common" in capsys.readouterr().err

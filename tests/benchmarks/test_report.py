@@ -1,0 +1,221 @@
+"""`pcbench report`: figures are those of the samples, plots are there when there is something to show."""
+
+import copy
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pcbench.cli import main
+from pcbench.report.inputs import read_inputs
+from pcbench.report.plots import all_plots, pareto
+from pcbench.report.tables import milliseconds, section_of
+from tests.browser import chromium, complaints
+
+Writer = Callable[..., Path]
+_HOSTILE = """<script>alert("1")</script>&'$x$|"""
+
+
+@pytest.fixture(scope="module")
+def real_cell(made_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("measured")
+    command = ["latency", "--bundle", str(made_bundle()), "-o", str(folder), "--duration", "0"]
+    assert main([*command, "--queries", "30", "--threads", "1"]) == 0
+    (path,) = folder.glob("*.json")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture
+def write(real_cell: dict[str, Any], tmp_path: Path) -> Writer:
+    """Writes the measured cell with other settings; gives the folder of all of them."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+
+    def write_cell(*, bank: int = 100, digest: str = "a", **asked: Any) -> Path:
+        cell = copy.deepcopy(real_cell)
+        cell["asked"] |= asked
+        cell["bundle"] |= {"memory_bank": bank, "digest": digest * 64}
+        (folder / f"{len(list(folder.iterdir()))}.json").write_text(json.dumps(cell), encoding="utf-8")
+        return folder
+
+    return write_cell
+
+
+def evaluation(digest: str, auroc: float | None) -> dict[str, Any]:
+    """The part of `pcexport eval`'s JSON that is used."""
+    metric = {"value": auroc, "low": auroc and auroc - 0.01, "high": auroc and auroc + 0.01}
+    return {
+        "bundle": {"digest": digest * 64},
+        "metrics": {"image": {"auroc": metric}},
+        "runs_on": {},
+        "data": {"name": "tiles"},
+    }
+
+
+def report(folder: Path, output: Path, *arguments: str) -> str:
+    assert main(["report", str(folder), "-o", str(output), *arguments]) == 0
+    return output.read_text(encoding="utf-8")
+
+
+def test_figures_are_those_of_the_samples(write: Writer, tmp_path: Path) -> None:
+    folder = write()
+    inputs = read_inputs([folder])
+    assert len(inputs.cells) == 2
+    for cell in inputs.cells:
+        section = section_of(cell, inputs)
+        name, figures = section.rows[-1]
+        samples = np.array(cell.samples_ms)
+        assert name == "query" and figures[0] == str(len(samples))
+        expected = [
+            samples.mean(),
+            *np.percentile(samples, (50, 90, 95, 99)),
+            samples.max(),
+            samples.std(ddof=1),
+        ]
+        for shown, value in zip(figures[1:], expected, strict=True):
+            assert float(shown) == pytest.approx(value, abs=0.006)
+    text = report(folder, tmp_path / "r.html")
+    assert milliseconds(float(np.median(inputs.cells[0].samples_ms))) in text
+
+
+def test_page_is_whole_and_asks_for_nothing(write: Writer, tmp_path: Path) -> None:
+    text = report(write(), tmp_path / "out" / "r.html")
+    assert "<script" not in text and "@import" not in text
+    assert not re.findall(r"""(?:src|href)=["'](?!#)""", text)
+    assert not re.findall(r"#0[23]010\w", text), "a colour of a plot was not replaced"
+    identities = re.findall(r' id="([^"]+)"', text)
+    assert len(identities) == len(set(identities))
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(identities)
+
+
+def test_names_and_titles_are_text(write: Writer, tmp_path: Path) -> None:
+    folder = write(bundle=_HOSTILE)
+    write(bundle="other")
+    assert "<script>" not in report(folder, tmp_path / "r.html", "--title", _HOSTILE)
+    markdown = report(folder, tmp_path / "r.md")
+    row = next(line for line in markdown.splitlines() if line.startswith("| <script>"))
+    assert "\\|" in row
+    for path in tmp_path.glob("*.svg"):
+        ET.fromstring(path.read_text(encoding="utf-8"))
+
+
+def test_asked_and_real_settings_stand_side_by_side(write: Writer, tmp_path: Path) -> None:
+    text = report(write(threads=0), tmp_path / "r.html")
+    assert re.search(r"<dt>asked for</dt><dd>[^<]*threads 0,", text)
+    assert re.search(r"<dt>real settings</dt><dd>[^<]*threads 1,", text)
+
+
+def test_warnings_and_what_could_not_run_are_shown(
+    write: Writer, real_cell: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = write()
+    failed = {key: real_cell[key] for key in ("results_version", "kind", "asked", "machine", "versions")}
+    (folder / "failed.json").write_text(json.dumps({**failed, "error": "no CUDA here"}))
+    data = json.loads((folder / "0.json").read_text())
+    data["contents"][0]["scenarios"]["single-stream"]["warnings"] = ["the processor throttled"]
+    (folder / "0.json").write_text(json.dumps(data))
+    for name in ("r.html", "r.md"):
+        text = report(folder, tmp_path / name)
+        assert "no CUDA here" in text and "the processor throttled" in text
+
+
+def test_memory_banks_and_accuracy_are_plotted_when_there_are_several(write: Writer) -> None:
+    folder = write(bundle="small", bank=100, digest="a")
+    names = [plot.name for plot in all_plots(read_inputs([folder]))]
+    assert names == ["percentiles-1", "percentiles-2", "stages"]
+    write(bundle="large", bank=10_000, digest="b")
+    (folder / "eval.json").write_text(json.dumps([evaluation("a", 0.95), evaluation("b", 0.97)]))
+    inputs = read_inputs([folder])
+    names = [plot.name for plot in all_plots(inputs)]
+    assert names[3:] == ["memory-bank-1", "accuracy-1", "memory-bank-2", "accuracy-2"]
+    by_bundle = {cell.asked["bundle"]: dict(section_of(cell, inputs).facts) for cell in inputs.cells}
+    assert by_bundle["small"]["image AUROC"] == "0.9500 on tiles"
+    assert by_bundle["large"]["image AUROC"] == "0.9700 on tiles"
+
+
+def test_front_by_hand() -> None:
+    points = [(3.0, 0.9), (1.0, 0.8), (2.0, 0.95), (2.0, 0.85), (5.0, 0.95)]
+    assert pareto(points) == [1, 2]
+    assert pareto([]) == []
+
+
+def test_markdown_names_its_plots(write: Writer, tmp_path: Path) -> None:
+    text = report(write(), tmp_path / "r.md")
+    named = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert sorted(named) == sorted(path.name for path in tmp_path.glob("*.svg")) and len(named) == 3
+
+
+def test_reports_of_pcrun_bench_are_taken(write: Writer, real_cell: dict[str, Any], tmp_path: Path) -> None:
+    bench = {
+        key: value for key, value in real_cell.items() if key not in ("asked", "kind", "results_version")
+    }
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(bench))
+    (cell, _) = read_inputs([path]).cells
+    assert cell.asked["bundle"] == bench["bundle"]["name"] and cell.asked["threads"] == 1
+
+
+def test_other_files_are_left_out_by_name(
+    write: Writer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write()
+    (folder / "b.json").write_text(json.dumps({"results_version": 1, "kind": "build"}))
+    (folder / "e.json").write_text(json.dumps(evaluation("a", None)))
+    text = report(folder, tmp_path / "r.html")
+    assert "b.json: of kind build" in text and "e.json: an evaluation without an image AUROC" in text
+    assert "left out: b.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, output, message",
+    [
+        ({"kind": "build"}, "r.html", "None of the files holds latencies"),
+        (None, "r.pdf", "ends in .html or .md"),
+        (None, "r.html", "holds no JSON file"),
+    ],
+)
+def test_wrong_use(
+    tmp_path: Path, content: Any, output: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    if content:
+        (folder / "x.json").write_text(json.dumps(content))
+    assert main(["report", str(folder), "-o", str(tmp_path / output)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_two_accuracies_of_one_bundle(write: Writer, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write()
+    (folder / "e1.json").write_text(json.dumps(evaluation("a", 0.9)))
+    (folder / "e2.json").write_text(json.dumps(evaluation("a", 0.8)))
+    assert main(["report", str(folder), "-o", str(folder / "r.html")]) == 2
+    assert "holds another accuracy" in capsys.readouterr().err
+
+
+def test_page_in_a_browser(write: Writer, tmp_path: Path) -> None:
+    pytest.importorskip("selenium", reason="selenium is not installed")
+    path = tmp_path / "r.html"
+    write(threads=2)
+    report(write(), path)
+    with chromium(tmp_path, width=1200) as driver:
+        for scheme in ("light", "dark"):
+            media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+            for width in (1200, 390):
+                metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == 390}
+                driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+                driver.get(path.as_uri())
+                # Nothing hangs over the side, and one drawing of each plot is seen.
+                assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+                seen = "return [...document.querySelectorAll('svg')].filter(s => s.clientWidth > 200).length"
+                assert driver.execute_script(seen) == 3
+            back = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+            assert (sum(map(int, re.findall(r"\d+", back))) < 384) == (scheme == "dark")
+        assert complaints(driver) == []
