@@ -15,7 +15,10 @@ from pcbench.cli import main
 from pcbench.report.inputs import read_inputs
 from pcbench.report.plots import all_plots, pareto
 from pcbench.report.tables import milliseconds, section_of
+from pcexport.cli import main as evaluate
+from pcrun.image_io import encode_png
 from tests.browser import chromium, complaints
+from tests.data.make_tiny_bundle import smooth_image
 
 Writer = Callable[..., Path]
 _HOSTILE = """<script>alert("1")</script>&'$x$|"""
@@ -137,6 +140,25 @@ def test_memory_banks_and_accuracy_are_plotted_when_there_are_several(write: Wri
     by_bundle = {cell.asked["bundle"]: dict(section_of(cell, inputs).facts) for cell in inputs.cells}
     assert by_bundle["small"]["image AUROC"] == "0.9500 on tiles"
     assert by_bundle["large"]["image AUROC"] == "0.9700 on tiles"
+
+
+def test_an_evaluation_is_found_by_the_digest_of_its_bundle(
+    made_bundle: Callable[..., Path], real_cell: dict[str, Any], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(4)
+    for folder in ("train/good", "test/good", "test/bad"):
+        (tmp_path / "parts" / folder).mkdir(parents=True)
+        for number in range(4):
+            image = smooth_image(rng)
+            (tmp_path / "parts" / folder / f"{number}.png").write_bytes(encode_png(image))
+    evaluated = tmp_path / "evaluation.html"
+    assert evaluate(["eval", str(made_bundle()), str(tmp_path / "parts"), "-o", str(evaluated)]) == 0
+    (tmp_path / "cell.json").write_text(json.dumps(real_cell))
+    inputs = read_inputs([tmp_path / "cell.json", evaluated.with_suffix(".json")])
+    (accuracy,) = inputs.accuracy.values()
+    found = json.loads(evaluated.with_suffix(".json").read_text())["metrics"]["image"]["auroc"]
+    assert accuracy.image_auroc == found["value"] and not inputs.left_out
+    assert "accuracy-1" in [plot.name for plot in all_plots(inputs)]
 
 
 def test_front_by_hand() -> None:
