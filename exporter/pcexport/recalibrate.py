@@ -35,6 +35,8 @@ from pcrun.profile import find_profile
 from pcrun.records import to_jsonable
 from pcrun.selftest import run_selftest
 
+# Medians of image scores of the same parts under another camera or lamp lie within this factor.
+_SAME_PARTS = 1.25
 DEFAULT_RATE = 0.01
 
 
@@ -132,6 +134,7 @@ def _calibrate(
     )
     scores = _score(detector, images, reader, steps)
     _require_enough(len(scores.image_scores), rate, allow_shortage=options.allow_shortage)
+    _warn_of_other_parts(bundle.manifest, scores, steps)
     source = CalibrationSource(name, reader.skipped, reader.content_sha256)
     manifest = _with_thresholds(bundle.manifest, scores, rate, source, steps)
     with staging_folder(target) as staging:
@@ -152,6 +155,19 @@ def _calibrate(
         dict(steps.seconds),
         tuple(steps.warnings),
     )
+
+
+def _warn_of_other_parts(manifest: Manifest, scores: NormalScores, steps: Steps) -> None:
+    """Images of another product are normal images too, and nothing else would tell."""
+    baseline = manifest.scoring.baseline
+    if baseline is None:
+        return
+    before, now = float(np.median(baseline.image_scores)), float(np.median(scores.image_scores))
+    if before > 0 and not 1 / _SAME_PARTS <= now / before <= _SAME_PARTS:
+        steps.warn(
+            f"the images score {now:.4g} (median), those the bundle was calibrated with {before:.4g}: are "
+            "these the same parts under the same light? A threshold from other parts finds nothing"
+        )
 
 
 def _target(path: Path, output: Path | None, *, force: bool) -> Path:

@@ -20,8 +20,11 @@ class SeenImages:
     """
 
     def __init__(self, detector: AnomalyDetector) -> None:
-        """Look out for images of this detector's bundle; it must measure every patch exactly."""
-        assert detector.bundle is not None and detector.exactness == "full"  # the caller opens it so
+        """Look out for images of this detector's bundle.
+
+        With an exactness below `full` a search may miss the entry that an image gave, and the image with it.
+        """
+        assert detector.bundle is not None  # the caller opens one
         rows = detector.bundle.memory_bank
         self._exact = ExactSearch(rows, threads=1)
         lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))

@@ -18,11 +18,14 @@ from pcexport import recalibrate
 from pcexport.bundle_writer import pack_bundle
 from pcexport.calibration import choose_threshold
 from pcexport.cli import main
+from pcexport.progress import Steps
 from pcexport.seen import SeenImages
+from pcexport.thresholds import NormalScores
 from pcrun.bundle import Bundle
 from pcrun.cli import main as pcrun
-from pcrun.manifest import REPORT_NAME, SAMPLES_NAME, SCHEMA_VERSION
+from pcrun.manifest import REPORT_NAME, SAMPLES_NAME, SCHEMA_VERSION, BaselineSpec
 from pcrun.selftest import run_selftest
+from tests.conftest import BundleMaker
 from tests.contract.damage import edit_manifest, files_of
 from tests.contract.detectors import load
 
@@ -413,3 +416,17 @@ class TestImages:
 def test_a_rate_that_is_none_is_refused(calibrate: Any, tiny_bundle: Path, normals: Path, rate: str) -> None:
     done = calibrate(tiny_bundle, normals, "--false-alarm-rate", rate)
     assert done.code == 2 and "Traceback" not in done.err and not done.path.exists()
+
+
+@pytest.mark.parametrize(("factor", "warned"), [(1.0, False), (1.15, False), (1.6, True), (0.6, True)])
+def test_images_of_other_parts_are_wondered_about(
+    made_bundle: BundleMaker, factor: float, warned: bool
+) -> None:
+    manifest = Bundle.load(made_bundle()).manifest
+    scores = [1.0, 1.1, 1.2]
+    baseline = BaselineSpec("holdout", 3, tuple(scores), tuple(scores))
+    manifest = dataclasses.replace(manifest, scoring=dataclasses.replace(manifest.scoring, baseline=baseline))
+    steps = Steps(quiet=True)
+    found = NormalScores([factor * score for score in scores], scores)
+    recalibrate._warn_of_other_parts(manifest, found, steps)
+    assert any("are these the same parts" in text for text in steps.warnings) == warned

@@ -92,9 +92,12 @@ class Resamples:
 
 
 def interval_of(replicates: Counts) -> tuple[float | None, float | None]:
-    """Percentile interval; none where too many resamples are undefined."""
+    """Percentile interval; none where too many resamples are undefined, or none differs from another.
+
+    Where every resample gives the same, as a perfect ranking of few images does, nothing is said of others.
+    """
     defined = replicates[np.isfinite(replicates)]
-    if len(defined) < 0.9 * replicates.size or not len(defined):
+    if len(defined) < 0.9 * replicates.size or not len(defined) or np.ptp(defined) == 0:
         return None, None
     low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

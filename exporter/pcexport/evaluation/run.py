@@ -107,6 +107,7 @@ def evaluate_bundle(
         steps.warn(
             f"{data} (layout {dataset.layout}) has no labelled images: scores are shown, accuracy cannot be"
         )
+    _warn_of_images_to_build_from(dataset, steps)
     reader = ImageReader(
         dataset.root,
         white_level_16bit=opened.manifest.preprocess.white_level_16bit,
@@ -114,7 +115,12 @@ def evaluate_bundle(
         warn=steps.warn,
     )
     with steps.step(f"score {opened.manifest.name}", len(images)) as step:
-        scored = score_images(images, reader, detector, step, labelled=labelled)
+        scored, seen = score_images(images, reader, detector, step, labelled=labelled)
+    if seen:
+        steps.warn(
+            f"{len(seen)} of the images are in the memory bank, the first {seen[0].name}: they score lower "
+            "than new ones, so figures with them are too good"
+        )
     metrics = None
     if labelled:
         with steps.step("metrics"):
@@ -164,6 +170,14 @@ def images_of(dataset: Dataset) -> tuple[tuple[TestImage, ...], bool]:
     if dataset.test:
         return dataset.test, True
     return tuple(TestImage(ref.path, None, tile=ref.tile, frame=ref.frame) for ref in dataset.normal), False
+
+
+def _warn_of_images_to_build_from(dataset: Dataset, steps: Steps) -> None:
+    if dataset.test and dataset.normal and all(image.is_defective for image in dataset.test):
+        steps.warn(
+            f"the {len(dataset.normal)} normal images of {dataset.name} are those that bundles are built "
+            "from, and are not scored: without normal test images there are no false alarms to count"
+        )
 
 
 def _warn_of_missing_masks(scored: Sequence[ScoredImage], steps: Steps) -> None:

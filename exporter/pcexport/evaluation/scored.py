@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pcexport.datasets import TestImage
+from pcexport.datasets import ImageRef, TestImage
 from pcexport.datasets.masks import load_mask
 from pcexport.errors import BuildError
 from pcexport.evaluation.pixels import PixelCounts, count_pixels
 from pcexport.images import ImageReader
 from pcexport.progress import Step
+from pcexport.seen import SeenImages
 from pcrun.detector import AnomalyDetector
 from pcrun.preprocess import map_on_original
 from pcrun.result import AnomalyResult
@@ -54,21 +55,28 @@ class ScoredImage:
 
 def score_images(
     images: Sequence[TestImage], reader: ImageReader, detector: AnomalyDetector, step: Step, *, labelled: bool
-) -> list[ScoredImage]:
+) -> tuple[list[ScoredImage], list[ImageRef]]:
     """Score every readable image; one map is in memory at a time.
+
+    Returns:
+        What each scored, and which of them are in the memory bank.
 
     Raises:
         BuildError: none can be read, or a mask does not belong to its image.
     """
     scored = []
+    seen = SeenImages(detector)
     pixels_by_ref = reader.read_all(image.ref for image in images)
     for done, (image, (_, pixels)) in enumerate(zip(images, pixels_by_ref, strict=True), start=1):
         if pixels is not None:
-            scored.append(_scored(image, pixels, detector(pixels), detector, labelled=labelled))
+            embedded = detector.embed(pixels)
+            result = detector.score(embedded)
+            seen.look(image.ref, embedded.embeddings, result.patch_scores)
+            scored.append(_scored(image, pixels, result, detector, labelled=labelled))
         step.advance_to(done)
     if not scored:
         raise BuildError(f"None of the {len(images)} images can be read. Expected images to evaluate on.")
-    return scored
+    return scored, seen.found()
 
 
 def mask_of(image: TestImage, image_hw: tuple[int, int]) -> BoolArray | None:

@@ -147,6 +147,42 @@ def test_defects_without_masks_are_counted(tiny_bundle: Path, data: Path, evalua
     assert code == 0 and "1 defective images have no mask, the first 01.png" in err
 
 
+def test_images_of_the_bank_are_noticed(
+    made_bundle: BundleMaker, tmp_path: Path, evaluate: Eval, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, folder = made_bundle(), tmp_path / "parts"
+    rng = np.random.default_rng(4)
+    for number in range(3):
+        write(folder / f"{number}.png", smooth_image(rng))
+    detector = AnomalyDetector.load(bundle, provider="cpu")
+    image = cv2.imread(str(folder / "1.png"))
+    assert image is not None
+    of_the_bank = detector.embed(image).embeddings[:5]
+    assert "memory bank" not in evaluate(bundle, folder, "--provider", "cpu")[2]
+
+    # The same image, as if the bundle had been built from it: patches of it are at distance 0.
+    real = AnomalyDetector.score
+
+    def score(self: AnomalyDetector, embedded: Any) -> Any:
+        result = real(self, embedded)
+        if np.array_equal(embedded.embeddings[:5], of_the_bank):
+            result.patch_scores.flat[:5] = 0
+        return result
+
+    monkeypatch.setattr(AnomalyDetector, "score", score)
+    err = evaluate(bundle, folder, "--provider", "cpu")[2]
+    assert "1 of the images are in the memory bank, the first 1.png" in err
+
+
+def test_normal_images_to_build_from_are_not_taken_for_tests(
+    tiny_bundle: Path, data: Path, evaluate: Eval
+) -> None:
+    for path in (data / "test" / "good").iterdir():
+        path.unlink()
+    code, _, err = evaluate(tiny_bundle, data)
+    assert code == 0 and "the 1 normal images of parts are those that bundles are built from" in err
+
+
 def test_an_unreadable_image_is_left_out_and_counted(tiny_bundle: Path, data: Path, evaluate: Eval) -> None:
     (data / "test" / "good" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     code, out, err = evaluate(tiny_bundle, data, "--json")
@@ -164,7 +200,9 @@ def test_bundles_side_by_side(made_bundle: BundleMaker, data: Path, tmp_path: Pa
     compared = json.loads(report.with_suffix(".json").read_text(encoding="utf-8"))
     assert len(compared) == 3
     same, different = compared[1]["differences"], compared[2]["differences"]
-    assert {d["value"] for d in same.values()} == {d["low"] for d in same.values()} == {0.0}
+    assert {d["value"] for d in same.values()} == {0.0}
+    # Nothing differs in any resample: there is no interval, and no certainty.
+    assert {d["low"] for d in same.values()} == {None}
     aurocs = [bundle["metrics"]["image"]["auroc"]["value"] for bundle in compared]
     assert different["image_auroc"]["value"] == pytest.approx(aurocs[2] - aurocs[0])
     assert "side by side" in report.read_text(encoding="utf-8").lower() and "MB" in out

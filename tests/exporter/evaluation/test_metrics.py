@@ -45,7 +45,10 @@ def test_figures_at_the_threshold_are_scikit_learns(figures: Metrics) -> None:
 
 def test_every_interval_holds_its_value(figures: Metrics) -> None:
     for metric in all_metrics(figures):
-        assert metric.value is not None and metric.low is not None and metric.high is not None
+        assert metric.value is not None
+        if metric.low is None or metric.high is None:
+            assert metric.value == 1, "perfect in every resample"
+            continue
         assert 0 <= metric.low <= metric.value <= metric.high <= 1
 
 
@@ -75,6 +78,12 @@ def test_none_of_many_has_an_interval_too() -> None:
     images = [scored(n, 1.0, None) for n in range(100)] + [scored(n + 100, 3.0, "hole") for n in range(10)]
     rate = evaluate(images).image["false_positive_rate"]
     assert rate.value == 0 and rate.high == pytest.approx(1 - 0.025 ** (1 / 100))
+
+
+def test_a_perfect_ranking_of_few_images_has_no_interval() -> None:
+    images = [scored(0, 1.0, None), scored(1, 1.1, None), *(scored(n, 3.0 + n, "hole") for n in range(2, 8))]
+    metric = evaluate(images).image["auroc"]
+    assert metric.value == 1 and metric.low is None and metric.high is None
 
 
 def test_the_best_threshold_is_between_two_scores_and_gives_its_counts() -> None:
