@@ -15,12 +15,12 @@ from pcbench.results import save_result
 from pcrun.bundle import Bundle
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
 from pcrun.errors import SourceError
+from pcrun.percentiles import percentiles
 from pcrun.pipeline import Line, Pipeline, Receiver, Verdict
 from pcrun.sources import Event
 from pcrun.sources.live import LiveSource
 from pcrun.types import UInt8Array
 
-_PERCENTILES = (50, 90, 99)
 _WARM_UP_MINUTES = 1
 
 
@@ -193,7 +193,7 @@ def _slope(minutes: list[dict[str, Any]]) -> float | None:
 
 
 def _percentiles(samples: list[float]) -> dict[str, float]:
-    return {f"p{p}": round(float(np.percentile(samples, p)), 2) for p in _PERCENTILES} if samples else {}
+    return percentiles(samples, digits=2) if samples else {}
 
 
 def _resident_bytes() -> int:

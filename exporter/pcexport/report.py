@@ -4,14 +4,12 @@ One file without external parts, readable on any device and on paper. It holds n
 paths: two equal builds give equal bytes.
 """
 
-import base64
 import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from pcexport.calibration import images_needed, shortage_warning
@@ -20,7 +18,7 @@ from pcexport.evaluate import TestScore
 from pcexport.golden import spread
 from pcexport.images import ImageReader
 from pcexport.report_chart import ScoreGroup, draw_scores
-from pcexport.report_page import page_environment
+from pcexport.report_page import jpeg_address, page_environment
 from pcexport.thresholds import NormalScores
 from pcrun.detector import AnomalyDetector
 from pcrun.manifest import Manifest, ThresholdSpec
@@ -210,5 +208,4 @@ def _overlay_uri(
     # A threshold of 0 keeps its text short for a bundle without one.
     shown = dataclasses.replace(result, pixel_threshold=pixel_threshold, threshold=0.0)
     overlay = draw_overlay(image, shown, spec)[-image.shape[0] :]
-    _, encoded = cv2.imencode(".jpg", overlay, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+    return jpeg_address(overlay, _JPEG_QUALITY)

@@ -1,5 +1,6 @@
-"""Where pages come from: the templates, and how numbers are written in them."""
+"""Where pages come from: the templates, and how numbers and pictures are written in them."""
 
+import base64
 from pathlib import Path
 
 import jinja2
@@ -13,6 +14,8 @@ from pcexport.report_format import (
     format_value,
     out_of,
 )
+from pcrun.image_io import encode_jpeg
+from pcrun.types import UInt8Array
 
 
 def page_environment() -> jinja2.Environment:
@@ -34,3 +37,8 @@ def page_environment() -> jinja2.Environment:
     )
     environment.globals.update(out_of=out_of)
     return environment
+
+
+def jpeg_address(image: UInt8Array, quality: int) -> str:
+    """A (height, width, 3) uint8 BGR image as a `data:` address, for a page without external parts."""
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image, quality)).decode()

@@ -98,12 +98,22 @@ def as_bgr(image: AnyArray) -> UInt8Array:
 
 def encode_png(image: AnyArray) -> bytes:
     """Encode (height, width[, 3]) uint8 or uint16 pixels (BGR) as PNG, without loss."""
-    ok, encoded = cv2.imencode(".png", image)
+    return _encoded(image, "PNG", ".png", ())
+
+
+def encode_jpeg(image: UInt8Array, quality: int) -> bytes:
+    """Encode (height, width, 3) uint8 pixels (BGR) as JPEG of a quality from 0 to 100."""
+    return _encoded(image, "JPEG", ".jpg", (cv2.IMWRITE_JPEG_QUALITY, quality))
+
+
+def _encoded(image: AnyArray, name: str, suffix: str, options: tuple[int, ...]) -> bytes:
+    ok, encoded = cv2.imencode(suffix, image, options)
     if not ok:
         raise SinkError(
-            f"OpenCV could not encode an image of shape {image.shape} and type {image.dtype} as PNG."
+            f"OpenCV could not encode an image of shape {image.shape} and type {image.dtype} as {name}."
         )
-    return encoded.tobytes()
+    data: bytes = encoded.tobytes()
+    return data
 
 
 def _is_truncated(data: bytes) -> bool:

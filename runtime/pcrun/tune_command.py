@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pcrun.bundle import Bundle
 from pcrun.cli_support import EXIT_OK
-from pcrun.errors import SourceError
 from pcrun.image_io import read_image
 from pcrun.profile import DeviceProfile, RunSettings, Trial, make_profile_folder, save_profile
 from pcrun.records import to_jsonable
@@ -58,8 +57,6 @@ def tune_here(
 def _read_content(bundle: Bundle, images: tuple[str, ...]) -> TuneContent:
     white_level = bundle.manifest.preprocess.white_level_16bit
     files = [file for path in images for file in expand_images(path)]
-    if not files:
-        raise SourceError("--images names no image file. Expected image files, folders or globs.")
     return TuneContent(
         tuple(read_image(file, white_level_16bit=white_level) for file in files), f"{len(files)} images"
     )

@@ -1,6 +1,5 @@
 """Pictures of single images for the report: as they are, their map, their mask, and all together."""
 
-import base64
 import dataclasses
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from pcexport.evaluation.scored import ScoredImage, mask_of
 from pcexport.images import ImageReader
+from pcexport.report_page import jpeg_address
 from pcrun.detector import AnomalyDetector
 from pcrun.overlay import draw_small_overlay, map_on_frame, shrunk
 from pcrun.result import AnomalyResult
@@ -65,16 +65,16 @@ class Painter:
         return Pictures(
             scored,
             self._overlay(pixels, result, _LARGE_PX),
-            _address(small),
-            _address(self._map(small, result)),
-            _address(marked) if marked is not None else None,
+            jpeg_address(small, _QUALITY),
+            jpeg_address(self._map(small, result), _QUALITY),
+            jpeg_address(marked, _QUALITY) if marked is not None else None,
         )
 
     def _overlay(self, pixels: UInt8Array, result: AnomalyResult, largest_px: int) -> str:
         spec = self._detector.manifest.preprocess
         drawn = draw_small_overlay(pixels, _without_threshold(result), spec, FrameView(), largest_px)
         # Score and verdict stand below: the strip that the overlay adds on top is cut off.
-        return _address(drawn[-shrunk(pixels, largest_px).shape[0] :])
+        return jpeg_address(drawn[-shrunk(pixels, largest_px).shape[0] :], _QUALITY)
 
     def _map(self, small: UInt8Array, result: AnomalyResult) -> UInt8Array:
         spec = self._detector.manifest.preprocess
@@ -88,8 +88,3 @@ class Painter:
 def _without_threshold(result: AnomalyResult) -> AnomalyResult:
     """The overlay's caption, which is cut off, would be as wide as the largest float32."""
     return dataclasses.replace(result, threshold=0.0)
-
-
-def _address(image: UInt8Array) -> str:
-    _, encoded = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, _QUALITY))
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()

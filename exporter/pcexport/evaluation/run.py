@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pcexport.datasets import Dataset, TestImage, find_dataset
 from pcexport.evaluation.metrics import Metrics, evaluate
 from pcexport.evaluation.scored import ScoredImage, score_images
@@ -17,9 +15,8 @@ from pcrun.bundle import Bundle
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
 from pcrun.machine import machine_facts, versions
 from pcrun.manifest import Manifest
+from pcrun.percentiles import percentiles
 from pcrun.records import to_jsonable
-
-_LATENCY_PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True)
@@ -203,13 +200,10 @@ def _runs_on(detector: AnomalyDetector) -> dict[str, Any]:
 
 
 def _latencies(scored: Sequence[ScoredImage]) -> dict[str, dict[str, float]]:
-    stages = {}
-    for stage in scored[0].timings_ms:
-        values = np.percentile([image.timings_ms[stage] for image in scored], _LATENCY_PERCENTILES)
-        stages[stage] = {
-            f"p{p}": round(float(value), 3) for p, value in zip(_LATENCY_PERCENTILES, values, strict=True)
-        }
-    return stages
+    return {
+        stage: percentiles([image.timings_ms[stage] for image in scored], digits=3)
+        for stage in scored[0].timings_ms
+    }
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:

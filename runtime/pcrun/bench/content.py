@@ -70,8 +70,6 @@ def file_content(paths: Sequence[str], *, white_level_16bit: int) -> Content:
         SourceError: one is not, or there is none.
     """
     files = [file for path in paths for file in expand_images(path)]
-    if not files:
-        raise SourceError("--images names no image file. Expected image files, folders or globs.")
     items = []
     for file in files:
         try:

@@ -5,9 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import cv2
-
 from pcrun.errors import SinkError
+from pcrun.image_io import encode_jpeg
 from pcrun.overlay import draw_small_overlay, shrunk
 from pcrun.page.state import LineState
 from pcrun.types import UInt8Array
@@ -84,8 +83,4 @@ def paint(verdict: "Verdict", largest_px: int, *, heatmap: bool) -> bytes:
         picture = draw_small_overlay(verdict.image, verdict.result, spec, verdict.view, largest_px)
     else:
         picture = shrunk(verdict.image, largest_px)
-    ok, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    if not ok:
-        raise SinkError("a picture could not be encoded as JPEG")
-    encoded: bytes = data.tobytes()
-    return encoded
+    return encode_jpeg(picture, _QUALITY)

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from pcrun.percentiles import percentiles
 from pcrun.sinks.record import VERDICT_ANOMALOUS, VERDICTS
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ KEPT_ANOMALIES = 12
 _SAME_PART_S = 1.0
 _KEPT_EVENTS = 50
 _FPS_OVER_S = 5.0
-_PERCENTILES = (50, 90, 99)
 # What an event says about the source it comes from.
 _STATES = {
     "connected": "connected",
@@ -157,7 +155,7 @@ class LineState:
             "pixel_threshold": detector.pixel_threshold,
             "runs_on": f"{detector.provider} {detector.precision}, {detector.search} search, "
             f"exactness {detector.exactness}",
-            "latency_ms": _percentiles(timings),
+            "latency_ms": _by_stage(timings),
         }
 
 
@@ -178,13 +176,12 @@ def _entry(anomaly: Anomaly) -> dict[str, Any]:
     }
 
 
-def _percentiles(timings: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+def _by_stage(timings: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     """p50, p90 and p99 per stage."""
     if not timings:
         return {}
     stages: dict[str, dict[str, float]] = {}
     for stage in timings[-1]:
         samples = [t[stage] for t in timings if stage in t]
-        values = np.percentile(samples, _PERCENTILES)
-        stages[stage] = {f"p{p}": round(float(v), 2) for p, v in zip(_PERCENTILES, values, strict=True)}
+        stages[stage] = percentiles(samples, digits=2)
     return stages

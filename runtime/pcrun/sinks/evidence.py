@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
-
 from pcrun.errors import SinkError
 from pcrun.files import make_folder, write_file
-from pcrun.image_io import encode_png
+from pcrun.image_io import encode_jpeg, encode_png
 from pcrun.sinks.background import BackgroundSink
 from pcrun.sinks.pictures import overlay_of
 from pcrun.sinks.record import VERDICT_ANOMALOUS, utc_time
-from pcrun.types import UInt8Array
 
 if TYPE_CHECKING:
     from pcrun.pipeline import Verdict
@@ -70,7 +67,7 @@ class EvidenceSink(BackgroundSink[_Piece]):
         assert verdict.image is not None and verdict.result is not None  # asked in `verdict`
         contents = (
             encode_png(verdict.image),
-            _jpeg(overlay_of(verdict, verdict.image, verdict.result)),
+            encode_jpeg(overlay_of(verdict, verdict.image, verdict.result), _OVERLAY_QUALITY),
             (json.dumps(item.record, ensure_ascii=False, indent=1) + "\n").encode(),
         )
         size = sum(map(len, contents))
@@ -115,11 +112,3 @@ def _kept_in(folder: Path) -> list[tuple[str, int]]:
         if match:
             sizes[match[1]] = sizes.get(match[1], 0) + path.stat().st_size
     return sorted(sizes.items())
-
-
-def _jpeg(image: UInt8Array) -> bytes:
-    ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _OVERLAY_QUALITY])
-    if not ok:
-        raise SinkError("an overlay could not be encoded as JPEG")
-    encoded: bytes = data.tobytes()
-    return encoded
