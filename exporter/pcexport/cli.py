@@ -267,7 +267,7 @@ def datasets(as_json: bool) -> int:
 def demo(out: Path) -> int:
     """Make part images, build a bundle from them and run it.
 
-    Weights: $PCEDGE_WEIGHTS when set, else torchvision's download, else untrained ones, announced.
+    The backbone is the shipped student edge-s: neither torch nor a download is needed.
     """
     from pcexport.demo import run_demo
 
@@ -276,7 +276,7 @@ def demo(out: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script."""
-    return run_command(cli, "pcexport", argv, extras="export,cpu")
+    return run_command(cli, "pcexport", argv, extras="build,cpu")
 
 
 if __name__ == "__main__":
