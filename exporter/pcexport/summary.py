@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from pcexport.backbones.registry import STUDENT_SUFFIX, STUDENTS, list_backbones, list_students
+from pcexport.backbones.registry import list_backbones, student_files
 from pcexport.datasets import LAYOUTS
 from pcrun.bundle import Bundle
 from pcrun.manifest import (
@@ -85,9 +85,9 @@ def print_backbones() -> None:
     table = Table(title="backbones", title_justify="left")
     for column in ("name", "layers", "from", "note"):
         table.add_column(column, overflow="fold")
-    for name in list_students():
-        facts = read_student(STUDENTS / f"{name}{STUDENT_SUFFIX}").facts
-        table.add_row(name, ", ".join(facts.layers), "student file", facts.note)
+    for path in student_files():
+        facts = read_student(path).facts
+        table.add_row(path.stem, ", ".join(facts.layers), "student file", facts.note)
     for spec in list_backbones():
         table.add_row(spec.name, ", ".join(spec.default_layers), spec.family, spec.note)
     _console().print(table)

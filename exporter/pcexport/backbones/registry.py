@@ -81,9 +81,14 @@ def list_backbones() -> tuple[BackboneSpec, ...]:
     return _TABLE
 
 
+def student_files() -> tuple[Path, ...]:
+    """The shipped student files, sorted; each is named like its backbone."""
+    return tuple(sorted(STUDENTS.glob(f"*{STUDENT_SUFFIX}")))
+
+
 def list_students() -> tuple[str, ...]:
-    """Names of the shipped student files."""
-    return tuple(sorted(path.stem for path in STUDENTS.glob(f"*{STUDENT_SUFFIX}")))
+    """Names of the shipped students."""
+    return tuple(path.stem for path in student_files())
 
 
 def is_student_file(name: str) -> bool:
