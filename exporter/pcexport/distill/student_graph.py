@@ -58,9 +58,10 @@ def student_file(student: Student, facts: StudentFacts) -> bytes:
     """
     writer = _Writer()
     mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) * 255 for v in (facts.mean_rgb, facts.std_rgb))
-    planes = writer.node("Transpose", [INPUT_NAME], perm=[0, 3, 1, 2])
-    pixels = writer.node("Cast", [planes], to=TensorProto.FLOAT)
-    shifted = writer.node("Sub", [pixels, writer.constant("mean", mean)])
+    # Cast first: TensorRT takes a uint8 input by nothing else.
+    pixels = writer.node("Cast", [INPUT_NAME], to=TensorProto.FLOAT)
+    planes = writer.node("Transpose", [pixels], perm=[0, 3, 1, 2])
+    shifted = writer.node("Sub", [planes, writer.constant("mean", mean)])
     x = writer.node("Div", [shifted, writer.constant("std", std)])
     shallow = writer.sequence(student.shallow, "shallow", x)
     deep = writer.sequence(student.deep, "deep", shallow)
