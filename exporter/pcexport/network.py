@@ -59,7 +59,7 @@ def trace_network(config: BuildConfig, preprocess: PreprocessSpec) -> TracedNetw
 
 
 def _from_torch(config: BuildConfig, preprocess: PreprocessSpec) -> TracedNetwork:
-    """Load the backbone and trace it. The only function of a build that imports torch.
+    """Load the backbone and trace it with torch.
 
     Raises:
         BuildError: torch is missing, or the backbone, its weights or its export fail.
