@@ -138,7 +138,7 @@ def bank_plot(cells: Sequence[Measured], content: str, number: int) -> list[Plot
     series: dict[tuple[str, ...], list[Measured]] = {}
     for cell in cells:
         bundle = cell.whole["bundle"]
-        alike = [cell.asked[name] for name in PAIRED_BY if name != "bundle"]
+        alike = [cell.run, *(cell.asked[name] for name in PAIRED_BY if name != "bundle")]
         network = [bundle["backbone"], bundle["dim"], bundle["input_px"], cell.whole["settings"]["precision"]]
         series.setdefault(tuple(map(str, (*alike, *network))), []).append(cell)
     lines = [line for line in series.values() if len(set(map(bank_of, line))) > 1]

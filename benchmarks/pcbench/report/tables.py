@@ -43,7 +43,8 @@ def overview(cells: Sequence[Measured]) -> list[tuple[str, list[str], int]]:
 
 def title_of(cell: Measured) -> str:
     """Settings and kind of image."""
-    return f"{shown_settings(cell.asked)}; {cell.content}"
+    again = f", run {cell.run}" if cell.run > 1 else ""
+    return f"{shown_settings(cell.asked)}{again}; {cell.content}"
 
 
 def section_of(cell: Measured, inputs: Inputs) -> Section:
