@@ -142,6 +142,7 @@ def bank_plot(cells: Sequence[Measured], content: str, number: int) -> list[Plot
         network = [bundle["backbone"], bundle["dim"], bundle["input_px"], cell.whole["settings"]["precision"]]
         series.setdefault(tuple(map(str, (*alike, *network))), []).append(cell)
     lines = [line for line in series.values() if len(set(map(bank_of, line))) > 1]
+    left = len(lines) - _MOST_SERIES
     lines = lines[:_MOST_SERIES]
     if not lines:
         return []
@@ -165,6 +166,8 @@ def bank_plot(cells: Sequence[Measured], content: str, number: int) -> list[Plot
     names = short_names(firsts) if len(firsts) > 1 else [f"{firsts[0].asked['provider']}"]
     keys = [Key(i, name) for i, name in enumerate(names)]
     note = "Bundles of the same network and settings, with memory banks of several sizes."
+    if left > 0:
+        note += f" {left} more such lines are in the table."
     return [Plot(f"memory-bank-{number + 1}", f"Latency and memory bank: {content}", note, draw, keys)]
 
 
