@@ -239,7 +239,8 @@ def _pair(peer: str, rounds: Sequence[Round]) -> dict[str, Any]:
         "title": CONTENDERS[peer].title,
         "ours": summary(ours) | {"peak_rss_mb": _largest([part.ours_rss_mb for part in rounds])},
         "theirs": summary(theirs) | {"peak_rss_mb": _largest([part.peer_rss_mb for part in rounds])},
-        "ratio": round(float(np.median(theirs) / np.median(ours)), 4),
+        # Not of all samples together: where the machine's speed changes between rounds, that lies outside.
+        "ratio": round(float(np.median(ratios)), 4),
         "ratio_least": round(min(ratios), 4),
         "ratio_most": round(max(ratios), 4),
         "round_ratios": [round(ratio, 4) for ratio in ratios],
