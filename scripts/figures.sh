@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Measures every figure of the README again, on Magnetic Tile Defects: builds bundles with memory banks of three sizes,
-# runs all of pcbench and writes benchmarks/results/*.json and the README's tables. Takes about 25 minutes on 2 cores; keep
-# the machine quiet. Needs the project installed with its extras export, cpu, openvino.
+# runs all of pcbench and writes benchmarks/results/*.json and the README's tables. Takes about 25 minutes on 2 cores, the
+# peers apart; keep the machine quiet. Needs the project installed with its extras export, cpu, openvino.
 #
 #   scripts/figures.sh DATA WEIGHTS [VIDEO]   DATA: folder with split.json, WEIGHTS: ResNet-18 for ImageNet (.pth),
 #                                             VIDEO: of normal parts, shown as a camera for ten minutes more
+#   PEERS_BIN=anomalib-env/bin scripts/figures.sh ...  with anomalib, see benchmarks/peers/README.md
 set -euo pipefail
 data=$(realpath "${1:?the data folder, with split.json}")
 weights=$(realpath "${2:?a ResNet-18 weights file}")
+peers=${PEERS_BIN:+$(realpath "$PEERS_BIN")/}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 results=benchmarks/results
 work=$(mktemp -d)
@@ -43,6 +45,14 @@ done
 pcbench search --bundle "$work/bank-1pct.pcbundle" --bundle "$work/bank-10pct.pcbundle" \
   --bundle "$work/bank-100pct.pcbundle" --normal "@$work/normal.txt" --defective "@$work/defective.txt" \
   --name "Magnetic Tile Defects, test images" -o "$results/search-mtd.json"
+
+# Tuned there again, because a device profile is for the versions it was measured with.
+for size in 1pct 10pct; do
+  if [[ -n $peers ]]; then "${peers}pcrun" tune --bundle "$work/bank-$size.pcbundle" --provider cpu; fi
+  # Two thirds defective, on which verification costs more.
+  "${peers}pcbench" peers --bundle "$work/bank-$size.pcbundle" --weights "$weights" --name "test images" \
+    -o "$results/peers-mtd-$size.json" "@$work/normal.txt" "@$work/defective.txt"
+done
 
 for precision in int8 bf16; do
   flags=()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from pcbench.peers_command import peers
 from pcrun import cli_options
 from pcrun._version import __version__
 from pcrun.cli_support import HELP_SETTINGS, debug_option, run_command
@@ -17,6 +18,9 @@ _RESULTS = Path("benchmarks/results")
 @debug_option
 def cli() -> None:
     """Measure builds and verdicts, and put the figures into the README."""
+
+
+cli.add_command(peers)
 
 
 @cli.command(context_settings={**HELP_SETTINGS, "ignore_unknown_options": True})

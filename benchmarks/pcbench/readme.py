@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pcbench.latency.load import Measured, NotRun, cells_of
+from pcbench.peers.table import absent_titles, difference, ours_line
 from pcbench.results import load_results
 from pcrun.cli_options import EXACTNESS_LEVELS
 from pcrun.errors import PcError
@@ -238,9 +239,45 @@ def _soak_table(results: list[dict[str, Any]]) -> str:
     return "\n".join([*rows, "", f"{note} {_device(results[0])}"])
 
 
+def _peers_table(results: list[dict[str, Any]]) -> str:
+    if not results:
+        return ""
+    heads = (
+        "images, memory bank",
+        "peer",
+        "pcrun ms",
+        "peer ms",
+        "peer / pcrun (rounds)",
+        "memory: pcrun, peer",
+        "scores differ by",
+    )
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for result in results:
+        for pair in result["pairs"]:
+            ours, theirs = pair["ours"], pair["theirs"]
+            cells = (
+                f"{result['name']}, {result['bank']:,}",
+                pair["title"],
+                f"{ours['median_ms']:.1f}",
+                f"{theirs['median_ms']:.1f}",
+                f"{pair['ratio']:.2f} ({pair['ratio_least']:.2f} .. {pair['ratio_most']:.2f})",
+                f"{_megabytes(ours['peak_rss_mb'])}, {_megabytes(theirs['peak_rss_mb'])}",
+                difference(result["checks"][pair["peer"]]),
+            )
+            rows.append(f"| {' | '.join(cells)} |")
+    settings = "; ".join(dict.fromkeys(ours_line(result) for result in results))
+    absent = [f"{title} ({result['name']})" for result in results for title in absent_titles(result)]
+    left_out = f" Absent: {', '.join(absent)}." if absent else ""
+    note = (
+        "Decoded image to verdict and map, pair by pair in turns, median ms; in brackets the least and the "
+        f"most of the rounds, each with new processes.{left_out} {settings}."
+    )
+    return "\n".join([*rows, "", f"{note} {_device(results[0])}"])
+
+
 def _device(result: dict[str, Any]) -> str:
     machine, packages = result["machine"], result["versions"]
-    names = ("onnxruntime", "openvino", "hnswlib", "numpy", "torch")
+    names = ("onnxruntime", "openvino", "hnswlib", "numpy", "torch", "anomalib")
     listed = ", ".join(f"{name} {packages[name]}" for name in names if name in packages)
     return f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {listed}."
 
@@ -251,4 +288,5 @@ _TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "embedder": _embedder_tables,
     "coreset": _coreset_table,
     "soak": _soak_table,
+    "peers": _peers_table,
 }
