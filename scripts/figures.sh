@@ -99,4 +99,34 @@ PYTHON
     -o "$results/soak.json"
 fi
 
+# Two networks, each with memory banks of 1 % and 10 % of the patches, in two precisions. The large network's weights are
+# random: good for its latency alone. Its large bank is chosen at random, too, which takes minutes less.
+sweep=()
+for network in resnet18 wide_resnet50_2; do
+  for precision in fp32 int8; do
+    for bank in 1pct 10pct; do
+      flags=(--weights "$weights")
+      if [[ $network == wide_resnet50_2 ]]; then flags=(--weights untrained); fi
+      if [[ $bank == 10pct ]]; then flags+=(--coreset-size 59660 --calibration holdout); fi
+      if [[ $network$bank == wide_resnet50_210pct ]]; then flags+=(--coreset random); fi
+      bundle="$work/$network-$precision-$bank.pcbundle"
+      pcexport build "$data" -o "$bundle" --backbone "$network" --precision "$precision" --allow-flips --no-evaluate \
+        --no-tune "${flags[@]}"
+      sweep+=(--bundle "$bundle")
+      if [[ $network == resnet18 ]]; then pcexport eval "$bundle" "$data" -o "$work/$network-$precision-$bank.html"; fi
+    done
+  done
+done
+# Every tenth image. Brute force over large banks of the large network takes seconds an image: few queries must do.
+for kind in normal defective; do
+  mkdir "$work/$kind"
+  awk 'NR % 10 == 1' "$work/$kind.txt" | xargs cp -t "$work/$kind"
+done
+for threads in 1 2; do
+  pcbench latency "${sweep[@]}" --threads "$threads" --exactness none --exactness image --exactness mask --exactness full \
+    --images "$work/normal" --defective "$work/defective" --duration 4 --queries 10 \
+    -o "$results/latency-mtd"
+done
+pcbench report "$results/latency-mtd" "$work"/resnet18-*.json -o "$work/latency.html" --title "Magnetic Tile Defects"
+
 pcbench readme
