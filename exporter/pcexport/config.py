@@ -197,7 +197,7 @@ class BuildConfig:
 _INTEGER_RANGES = (
     ("white_level_16bit", 1, 65535),
     ("neighbourhood", 1, 15),
-    ("opset", 17, 25),
+    ("opset", 17, 24),
     ("quantisation_images", 1, 4096),
     ("project", 1, 65536),
     ("coreset_size", 1, 2**31 - 1),
