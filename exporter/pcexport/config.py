@@ -70,6 +70,11 @@ class BuildConfig:
         choices=("fp32", "fp16", "int8", "bf16"),
     )
     quantisation_images: int = _key(64, "Normal images that give the ranges of `int8`.")
+    int8_activations: str = _key(
+        "unsigned",
+        "What `int8` rounds activations to: `unsigned` (CPUs) or `signed` (TensorRT takes nothing else).",
+        choices=("unsigned", "signed"),
+    )
     project: int | None = _key(
         None, "Dimensions to which a PCA inside the graph shortens patch embeddings; left out: none."
     )
