@@ -1,50 +1,34 @@
 """The runtime's whole job in one place: an image in, a verdict out."""
 
 import dataclasses
-import math
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pcrun.bundle import Bundle
-from pcrun.embedder import Embedder
+from pcrun.embedded import EmbeddedImage, embed_prepared, first_of
+from pcrun.embedder import CopyingEmbedder, CopyTimes, Embedder
 from pcrun.engines import open_scorer
 from pcrun.errors import BundleError
-from pcrun.heatmap import Component, components
+from pcrun.heatmap import components
 from pcrun.image_io import as_bgr
 from pcrun.manifest import Manifest, ThresholdSpec
-from pcrun.preprocess import PreprocessSpec, Window, input_window, preprocess
+from pcrun.preprocess import preprocess
 from pcrun.profile import DeviceProfile, RunSettings
-from pcrun.result import AnomalyResult, Region, StageTimings
+from pcrun.regions import found_regions
+from pcrun.result import AnomalyResult, StageTimings
 from pcrun.scoring import DEFAULT_EXACTNESS, ImageScores, PatchCoreScorer, ScoreSummary
 from pcrun.selftest import ArithmeticChange, check_changed_arithmetic
 from pcrun.session import open_embedder
 from pcrun.settings import choose_settings
-from pcrun.types import AnyArray, FloatArray
+from pcrun.types import AnyArray
 
 # Above every score: a detector with it calls nothing anomalous.
 # float32, because it is compared with maps.
 NO_THRESHOLD = float(np.finfo(np.float32).max)
-
-
-@dataclasses.dataclass(frozen=True)
-class EmbeddedImage:
-    """An image half way to its verdict.
-
-    Attributes:
-        embeddings: (patches, dim) float32.
-        original_hw: height and width of the image in pixels.
-        preprocess_ms, embed_ms: time spent.
-    """
-
-    embeddings: FloatArray
-    original_hw: tuple[int, int]
-    preprocess_ms: float
-    embed_ms: float
 
 
 class AnomalyDetector:
@@ -59,6 +43,7 @@ class AnomalyDetector:
         threshold, pixel_threshold: in L2 units; may be changed between images.
         settings: everything that was chosen for this device; None for a detector made from parts.
         profile: the device profile they came from, if any.
+        copies: whether the embedder has a memory of its own, so that timings have copies.
         change: what another arithmetic than the build's does to the golden samples; None for the same.
     """
 
@@ -88,6 +73,7 @@ class AnomalyDetector:
         self.change: ArithmeticChange | None = None
         self.search = scorer.search.name
         self.exactness = scorer.exactness
+        self.copies = isinstance(embedder, CopyingEmbedder)
 
     @classmethod
     def load(
@@ -235,17 +221,17 @@ class AnomalyDetector:
         started = time.perf_counter()
         prepared = preprocess(image, self.manifest.preprocess)
         preprocessed = time.perf_counter()
-        embeddings = self._embedder.embed(prepared[None])[0]
-        embedded = time.perf_counter()
+        found, embed_ms, copies = embed_prepared(self._embedder, self._scorer.search, prepared[None])
         height, width = image.shape[:2]
-        return EmbeddedImage(
-            embeddings, (height, width), (preprocessed - started) * 1e3, (embedded - preprocessed) * 1e3
-        )
+        preprocess_ms = (preprocessed - started) * 1e3
+        return EmbeddedImage(first_of(found), (height, width), preprocess_ms, embed_ms, copies)
 
     def score(self, embedded: EmbeddedImage) -> AnomalyResult:
         """The second half of a verdict: search, verification, map and regions."""
-        scores = self._scorer.score(embedded.embeddings, pixel_threshold=self.pixel_threshold)
-        return self._verdict(embedded.original_hw, scores, embedded.preprocess_ms, embedded.embed_ms)
+        scores = self._scorer.score(embedded.found, pixel_threshold=self.pixel_threshold)
+        return self._verdict(
+            embedded.original_hw, scores, embedded.preprocess_ms, embedded.embed_ms, embedded.copies
+        )
 
     def batch(self, images_bgr: Sequence[AnyArray]) -> list[AnomalyResult]:
         """Score several images at once: one call of the embedder and one search for all of them.
@@ -264,12 +250,13 @@ class AnomalyDetector:
         started = time.perf_counter()
         prepared = np.stack([preprocess(image, self.manifest.preprocess) for image in images])
         preprocessed = time.perf_counter()
-        embeddings = self._embedder.embed(prepared)
-        embedded = time.perf_counter()
+        embeddings, embed_ms, copies = embed_prepared(self._embedder, self._scorer.search, prepared)
         scores = self._scorer.score_batch(embeddings, pixel_threshold=self.pixel_threshold)
-        preprocess_ms, embed_ms = (preprocessed - started) * 1e3, (embedded - preprocessed) * 1e3
+        share = 1 / len(images)
+        preprocess_ms, embed_ms = (preprocessed - started) * 1e3 * share, embed_ms * share
+        copies = copies.times(share) if copies else None
         return [
-            self._verdict(image.shape[:2], of_image, preprocess_ms / len(images), embed_ms / len(images))
+            self._verdict(image.shape[:2], of_image, preprocess_ms, embed_ms, copies)
             for image, of_image in zip(images, scores, strict=True)
         ]
 
@@ -286,11 +273,16 @@ class AnomalyDetector:
         return self._scorer.summarise(self._embedder.embed(prepared[None])[0])
 
     def _verdict(
-        self, original_hw: tuple[int, ...], scores: ImageScores, preprocess_ms: float, embed_ms: float
+        self,
+        original_hw: tuple[int, ...],
+        scores: ImageScores,
+        preprocess_ms: float,
+        embed_ms: float,
+        copies: CopyTimes | None,
     ) -> AnomalyResult:
         started = time.perf_counter()
         mask = scores.anomaly_map > self.pixel_threshold
-        regions = _regions(components(scores.anomaly_map, mask), original_hw, self.manifest.preprocess)
+        regions = found_regions(components(scores.anomaly_map, mask), original_hw, self.manifest.preprocess)
         map_ms = scores.map_ms + (time.perf_counter() - started) * 1e3
         return AnomalyResult(
             image_score=scores.image_score,
@@ -301,7 +293,15 @@ class AnomalyDetector:
             pixel_threshold=self.pixel_threshold,
             mask=mask,
             regions=regions,
-            timings=StageTimings(preprocess_ms, embed_ms, scores.search_ms, scores.verify_ms, map_ms),
+            timings=StageTimings(
+                preprocess_ms,
+                embed_ms,
+                scores.search_ms,
+                scores.verify_ms,
+                map_ms,
+                copies.host_to_device_ms if copies else None,
+                copies.device_to_host_ms if copies else None,
+            ),
             exactness=self.exactness,
             search=self.search,
             verified_patches=scores.verified_patches,
@@ -316,6 +316,7 @@ def _open_embedder(bundle: Bundle, settings: RunSettings) -> Embedder:
         precision=settings.precision,
         threads=settings.threads,
         spinning=settings.spinning,
+        beside=bundle.path,
     )
 
 
@@ -340,23 +341,3 @@ def _chosen(name: str, given: float | None, stored: ThresholdSpec | None) -> flo
     if stored is None:
         raise BundleError(f"The bundle has no {name}. Expected one from its build; pass --{name}.")
     return stored.value
-
-
-def _regions(
-    found: list[Component], original_hw: tuple[Any, ...], spec: PreprocessSpec
-) -> tuple[Region, ...]:
-    window = input_window((original_hw[0], original_hw[1]), spec)
-    return tuple(_region(component, window, spec.input_hw, original_hw) for component in found)
-
-
-def _region(
-    component: Component, window: Window, input_hw: tuple[int, int], original_hw: tuple[Any, ...]
-) -> Region:
-    scale_y, scale_x = window.height / input_hw[0], window.width / input_hw[1]
-    left, top = math.floor(window.x + component.x * scale_x), math.floor(window.y + component.y * scale_y)
-    right = math.ceil(window.x + (component.x + component.width) * scale_x)
-    bottom = math.ceil(window.y + (component.y + component.height) * scale_y)
-    left, right = max(0, left), min(original_hw[1], right)
-    top, bottom = max(0, top), min(original_hw[0], bottom)
-    area = max(1, round(component.area_px * scale_x * scale_y))
-    return Region(left, top, max(1, right - left), max(1, bottom - top), area, component.max_score)
