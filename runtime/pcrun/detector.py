@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from pcrun.bundle import Bundle
+from pcrun.device_session import DeviceEmbedder
 from pcrun.embedded import EmbeddedImage, embed_prepared, first_of
 from pcrun.embedder import CopyingEmbedder, CopyTimes, Embedder
+from pcrun.engine_file import Engine, load_engine
 from pcrun.engines import open_scorer
 from pcrun.errors import BundleError
 from pcrun.heatmap import components
@@ -71,6 +73,7 @@ class AnomalyDetector:
         self.provider = embedder.provider
         self.precision = embedder.precision
         self.change: ArithmeticChange | None = None
+        self._engine: Engine | None = None
         self.search = scorer.search.name
         self.exactness = scorer.exactness
         self.copies = isinstance(embedder, CopyingEmbedder)
@@ -89,6 +92,7 @@ class AnomalyDetector:
         search: str = "auto",
         ef: int | None = None,
         profile: bool = True,
+        engine: str | Path | None = None,
         share_with: "Sequence[AnomalyDetector]" = (),
     ) -> "AnomalyDetector":
         """Open a bundle and get ready to score.
@@ -107,6 +111,7 @@ class AnomalyDetector:
             ef: search width of the HNSW index.
             profile: use the device profile that `pcrun tune` stored, where there is one; what is given here
                 goes before it.
+            engine: a native TensorRT engine of `pcrun compile` that runs the embedder.
             share_with: detectors whose embedder is used when it is the same, opened in the same way.
 
         Raises:
@@ -116,6 +121,7 @@ class AnomalyDetector:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         limits = choose_thresholds(opened.manifest, threshold, pixel_threshold)
+        loaded = load_engine(Path(engine), opened) if engine is not None else None
         settings, used = choose_settings(
             opened,
             provider=provider,
@@ -125,9 +131,16 @@ class AnomalyDetector:
             search=search,
             ef=ef,
             use_profile=profile,
+            engine_precision=loaded.facts.precision if loaded else None,
         )
         detector = cls.with_settings(
-            opened, settings, limits=limits, exactness=exactness, profile=used, share_with=share_with
+            opened,
+            settings,
+            limits=limits,
+            exactness=exactness,
+            profile=used,
+            engine=loaded,
+            share_with=share_with,
         )
         if detector.change:
             warnings.warn(str(detector.change), stacklevel=2)
@@ -142,16 +155,21 @@ class AnomalyDetector:
         limits: tuple[float, float],
         exactness: str = DEFAULT_EXACTNESS,
         profile: DeviceProfile | None = None,
+        engine: Engine | None = None,
         share_with: "Sequence[AnomalyDetector]" = (),
     ) -> "AnomalyDetector":
         """A detector with exactly these settings; `limits` are the image and the pixel threshold.
+
+        A native `engine` runs the embedder where there is one.
 
         Raises:
             BackendError: the machine cannot run it, or computes so differently that a verdict changes.
         """
         scorer = open_scorer(bundle, settings, exactness=exactness)
-        shared = [other._embedder for other in share_with if other._has_same_embedder(bundle, settings)]
-        embedder = shared[0] if shared else _open_embedder(bundle, settings)
+        shared = [
+            other._embedder for other in share_with if other._has_same_embedder(bundle, settings, engine)
+        ]
+        embedder = shared[0] if shared else _open_embedder(bundle, settings, engine)
         detector = cls(
             bundle.manifest,
             embedder,
@@ -162,10 +180,15 @@ class AnomalyDetector:
             settings=settings,
             profile=profile,
         )
-        detector.change = check_changed_arithmetic(detector)
+        detector._engine = engine
+        detector.change = check_changed_arithmetic(
+            detector,
+            allow_flips=engine is not None and engine.facts.flips_allowed,
+            advice=", or allow it with `pcrun compile --allow-flips`" if engine else "",
+        )
         return detector
 
-    def _has_same_embedder(self, bundle: Bundle, settings: RunSettings) -> bool:
+    def _has_same_embedder(self, bundle: Bundle, settings: RunSettings, engine: Engine | None) -> bool:
         if self.bundle is None or self.settings is None:
             return False
         same_graph = self.bundle.embedder == bundle.embedder
@@ -174,9 +197,15 @@ class AnomalyDetector:
         return (
             same_graph
             and same_spec
+            and self._engine == engine
             and (mine.provider, mine.precision, mine.threads, mine.spinning)
             == (wanted.provider, wanted.precision, wanted.threads, wanted.spinning)
         )
+
+    @property
+    def engine_folder(self) -> Path | None:
+        """Where onnxruntime's TensorRT provider keeps its engines; None on other providers."""
+        return self._embedder.engine_folder if isinstance(self._embedder, DeviceEmbedder) else None
 
     def with_exact_search(self) -> "AnomalyDetector":
         """The same detector with every patch scored by brute force; it shares the embedder's session.
@@ -308,7 +337,11 @@ class AnomalyDetector:
         )
 
 
-def _open_embedder(bundle: Bundle, settings: RunSettings) -> Embedder:
+def _open_embedder(bundle: Bundle, settings: RunSettings, engine: Engine | None) -> Embedder:
+    if engine is not None:
+        from pcrun.tensorrt_session import TensorRtEmbedder
+
+        return TensorRtEmbedder(engine, bundle.manifest.embedding)
     return open_embedder(
         bundle.embedder,
         bundle.manifest.embedding,

@@ -8,6 +8,7 @@ because onnxruntime waits for the device at the end of a copy and of a run.
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,12 @@ class DeviceRows:
 
 
 class DeviceEmbedder(OnnxEmbedder):
-    """`embedder.onnx` in onnxruntime on a GPU, its input and output bound to the GPU's memory."""
+    """`embedder.onnx` in onnxruntime on a GPU, its input and output bound to the GPU's memory.
+
+    Attributes:
+        device: whose memory, by onnxruntime's name.
+        engine_folder: where TensorRT keeps what it built; None on other providers.
+    """
 
     def __init__(
         self,
@@ -76,19 +82,21 @@ class DeviceEmbedder(OnnxEmbedder):
         threads: int = 0,
         spinning: bool = True,
         options: Mapping[str, str] | None = None,
-        device: str = CUDA_DEVICE,
+        device: str | None = None,
     ) -> None:
         """Create the session.
 
         Args:
             model, spec, provider, threads, spinning, options: as for `OnnxEmbedder`.
-            device: whose memory to use, by onnxruntime's name.
+            device: whose memory to use, by onnxruntime's name; None is CUDA's.
 
         Raises:
             BackendError: onnxruntime or the provider is missing or does not work here.
         """
         super().__init__(model, spec, provider=provider, threads=threads, spinning=spinning, options=options)
-        self.device = device
+        self.device = device or CUDA_DEVICE
+        folder = (options or {}).get("trt_engine_cache_path")
+        self.engine_folder = Path(folder) if folder else None
         self._values = import_onnxruntime().OrtValue
         self._inputs: dict[tuple[int, ...], Any] = {}
         # One input buffer for each size, whoever calls.

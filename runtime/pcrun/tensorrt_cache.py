@@ -98,9 +98,9 @@ def cache_folder(key: EngineKey, *, beside: Path | None) -> Path:
     )
 
 
-def has_engines(folder: Path) -> bool:
-    """Whether an engine was built before."""
-    return next(folder.glob("*.engine"), None) is not None
+def engines_in(folder: Path) -> list[Path]:
+    """The engines that were built before."""
+    return sorted(folder.glob("*.engine"))
 
 
 def tensorrt_options(
@@ -123,7 +123,7 @@ def tensorrt_options(
     """
     key = EngineKey.here(model, precision=precision, onnxruntime=onnxruntime)
     folder = cache_folder(key, beside=beside)
-    if not has_engines(folder):
+    if not engines_in(folder):
         warnings.warn(
             f"TensorRT {key.tensorrt} builds an engine for {key.gpu}, which takes minutes. It is kept in "
             f"{folder}; `pcrun warmup` builds it ahead of time",
@@ -163,6 +163,6 @@ def _make(folder: Path, key: EngineKey) -> None:
                 f"Others may write into {made}, which holds engines: native code that is run without a "
                 f"question. Expected a folder for its owner alone; run `chmod go-w {made}`, or remove it."
             )
-    if not has_engines(folder):
+    if not engines_in(folder):
         # Found out now, not after minutes of building.
         (folder / KEY_NAME).write_text(json.dumps(asdict(key), indent=2) + "\n", encoding="utf-8")

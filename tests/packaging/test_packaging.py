@@ -23,7 +23,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS = ("exporter", "runtime", "benchmarks")
 BUILD_FILES = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-EXTRAS = {"cpu", "gpu", "openvino", "mqtt", "metrics", "web", "export", "timm", "dev"}
+EXTRAS = {"cpu", "gpu", "tensorrt", "openvino", "mqtt", "metrics", "web", "export", "timm", "dev"}
 COMMANDS = ("pcexport", "pcrun", "pcbench")
 HEAVY_MODULES = ("cv2", "hnswlib", "numpy", "onnx", "onnxruntime", "openvino", "torch")
 
