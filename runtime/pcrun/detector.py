@@ -102,15 +102,11 @@ class AnomalyDetector:
             provider: "auto" or a name of `pcrun.session.PROVIDERS`.
             precision: "bf16" runs an fp32 bundle in bfloat16; None is the profile's, else the bundle's.
             threads: of the embedder and of the search; 0 is the profile's, else one per available core.
-            threshold: overrides the bundle's, in L2 units; the pixel threshold then moves in proportion
-                unless given.
-            pixel_threshold: overrides the bundle's, in L2 units.
-            exactness: what is certified to equal brute force: "none", "image", "mask" or "full" (see
-                `PatchCoreScorer`).
-            search: "auto" or a name of `pcrun.search.SEARCH_NAMES`.
-            ef: search width of the HNSW index.
-            profile: use the device profile that `pcrun tune` stored, where there is one; what is given here
-                goes before it.
+            threshold, pixel_threshold: override the bundle's, in L2 units; the second moves in proportion to
+                the first unless given.
+            exactness: what equals brute force: "none", "image", "mask" or "full" (see `PatchCoreScorer`).
+            search, ef: "auto" or a name of `pcrun.search.SEARCH_NAMES`; search width of the HNSW index.
+            profile: use the device profile of `pcrun tune`, if any; what is given here goes before it.
             engine: a native TensorRT engine of `pcrun compile` that runs the embedder.
             share_with: detectors whose embedder is used when it is the same, opened in the same way.
 
@@ -120,7 +116,6 @@ class AnomalyDetector:
             ValueError: an argument is out of its range.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        limits = choose_thresholds(opened.manifest, threshold, pixel_threshold)
         loaded = load_engine(Path(engine), opened) if engine is not None else None
         settings, used = choose_settings(
             opened,
@@ -136,15 +131,18 @@ class AnomalyDetector:
         detector = cls.with_settings(
             opened,
             settings,
-            limits=limits,
+            limits=choose_thresholds(opened.manifest, threshold, pixel_threshold),
             exactness=exactness,
             profile=used,
             engine=loaded,
             share_with=share_with,
         )
-        if detector.change:
-            warnings.warn(str(detector.change), stacklevel=2)
-        return detector
+        return detector._told()
+
+    def _told(self) -> "AnomalyDetector":
+        if self.change:
+            warnings.warn(str(self.change), stacklevel=3)
+        return self
 
     @classmethod
     def with_settings(

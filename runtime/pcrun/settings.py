@@ -51,16 +51,7 @@ def choose_settings(
     """
     if threads < 0:
         raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
-    if search not in ("auto", *SEARCH_NAMES):
-        raise ValueError(f"search must be auto or one of {', '.join(SEARCH_NAMES)}, got {search!r}")
-    if ef is not None and ef < 1:
-        raise ValueError(f"ef must be at least 1, got {ef}")
-    if ef is not None and search == "auto":
-        search = "hnsw"
-    if ef is not None and search != "hnsw":
-        raise ValueError(f"ef is the search width of 'hnsw', got search {search!r}")
-    if exactness == "full" and search not in ("auto", *EXACT_SEARCH_NAMES):
-        raise ValueError(f"exactness 'full' needs an exact search, got search {search!r}")
+    search = _asked_search(search, ef, exactness)
     profile = None
     if engine_precision is not None:
         settings = _engine_settings(bundle, provider, precision, engine_precision, search)
@@ -82,6 +73,25 @@ def choose_settings(
     if settings.search == "hnsw":
         settings = dataclasses.replace(settings, ef=ef or settings.ef or bundle.manifest.search.ef)
     return settings, profile
+
+
+def _asked_search(search: str, ef: int | None, exactness: str) -> str:
+    """The engine asked for: a search width asks for HNSW.
+
+    Raises:
+        ValueError: there is no such engine, or it does not fit the width or the exactness.
+    """
+    if search not in ("auto", *SEARCH_NAMES):
+        raise ValueError(f"search must be auto or one of {', '.join(SEARCH_NAMES)}, got {search!r}")
+    if ef is not None and ef < 1:
+        raise ValueError(f"ef must be at least 1, got {ef}")
+    if ef is not None and search == "auto":
+        search = "hnsw"
+    if ef is not None and search != "hnsw":
+        raise ValueError(f"ef is the search width of 'hnsw', got search {search!r}")
+    if exactness == "full" and search not in ("auto", *EXACT_SEARCH_NAMES):
+        raise ValueError(f"exactness 'full' needs an exact search, got search {search!r}")
+    return search
 
 
 def _engine_settings(
