@@ -50,6 +50,26 @@ def write(real_cell: dict[str, Any], tmp_path: Path) -> Writer:
     return write_cell
 
 
+def test_copies_of_a_gpu_are_one_part_of_the_bars_and_two_rows_of_the_tables(
+    write: Writer, tmp_path: Path
+) -> None:
+    folder = write()
+    plain = next(plot for plot in all_plots(read_inputs([folder])) if plot.name == "stages")
+    assert "copies" not in [key.name for key in plain.key]
+    (path,) = folder.iterdir()
+    cell = json.loads(path.read_text(encoding="utf-8"))
+    for content in cell["contents"]:
+        stages = content["scenarios"]["single-stream"]["stages"]
+        for stage, factor in (("host_to_device", 2.0), ("device_to_host", 3.0)):
+            stages[stage] = {name: factor * value for name, value in stages["embed"].items()}
+    path.write_text(json.dumps(cell), encoding="utf-8")
+    inputs = read_inputs([folder])
+    shown = next(plot for plot in all_plots(inputs) if plot.name == "stages")
+    assert [key.name for key in shown.key][-1] == "copies"
+    rows = {name for name, _ in section_of(inputs.cells[0], inputs).rows}
+    assert {"host_to_device", "device_to_host"} < rows
+
+
 def evaluation(digest: str, auroc: float | None) -> dict[str, Any]:
     """The part of `pcexport eval`'s JSON that is used."""
     metric = {"value": auroc, "low": auroc and auroc - 0.01, "high": auroc and auroc + 0.01}

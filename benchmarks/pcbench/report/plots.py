@@ -13,9 +13,11 @@ from pcbench.latency.cell import PAIRED_BY
 from pcbench.latency.load import Measured
 from pcbench.report.drawing import INK, MUTED, SERIES, Key, new_axes
 from pcbench.report.inputs import Accuracy, Inputs, per_image_ms, short_names
-from pcrun.bench.stages import STAGES
+from pcrun.bench.stages import COPY_STAGES, STAGES
 
 _MOST_SERIES = len(SERIES)
+# Both directions between host and device, in one colour.
+_COPIES = "copies"
 _MOST_BARS = 24
 _SHOWN_PERCENTILES = (0, 50, 90, 99, 99.9, 99.99)
 
@@ -106,14 +108,16 @@ def stage_plot(cells: Sequence[Measured]) -> Plot:
     left = len(shown) - _MOST_BARS
     shown = shown[:_MOST_BARS]
     names = [f"{name} · {cell.content}" for name, cell in zip(short_names(shown), shown, strict=True)]
+    copied = any(set(COPY_STAGES) & set(cell.result["stages"]) for cell in shown)
+    parts = (*STAGES, *((_COPIES,) if copied else ()))
 
     def draw(wide: bool) -> Figure:
         row = 46
         figure, axes = new_axes(wide=wide, height_px=row * len(shown) + 66, left_px=12)
         for position, (cell, name) in enumerate(zip(shown, names, strict=True)):
             start = 0.0
-            for stage, colour in zip(STAGES, SERIES, strict=False):
-                mean = float(cell.result["stages"][stage]["mean"])
+            for stage, colour in zip(parts, SERIES, strict=False):
+                mean = _mean(cell, stage)
                 axes.barh(position, mean, 0.42, start, color=colour)
                 start += mean
             style: dict[str, Any] = {"va": "bottom", "parse_math": False}
@@ -130,7 +134,13 @@ def stage_plot(cells: Sequence[Measured]) -> Plot:
     note = "Means of the stages, which add up to the mean latency inside the detector and the decoder."
     if left > 0:
         note += f" {left} more are in the tables."
-    return Plot("stages", "Stages", note, draw, [Key(i, stage) for i, stage in enumerate(STAGES)])
+    return Plot("stages", "Stages", note, draw, [Key(i, stage) for i, stage in enumerate(parts)])
+
+
+def _mean(cell: Measured, part: str) -> float:
+    stages = cell.result["stages"]
+    wanted = COPY_STAGES if part == _COPIES else (part,)
+    return sum(float(stages[stage]["mean"]) for stage in wanted if stage in stages)
 
 
 def bank_plot(cells: Sequence[Measured], content: str, number: int) -> list[Plot]:
