@@ -143,14 +143,15 @@ def _latency_table(results: list[dict[str, Any]]) -> str:
             for cell in cells
             if cell.asked["bundle"] == bundle and cell.asked["batch"] == 1
         }
-        facts = next(iter(own.values())).whole
+        first = next(iter(own.values()))
+        facts = first.whole
         wanted = [(level, threads[-1], "median") for level in levels]
         wanted += [("mask", count, "median") for count in threads[:-1]] + [("mask", threads[-1], "p99")]
         shown = [
             ", ".join(_milliseconds(own.get((level, count, content)), figure) for content in contents)
             for level, count, figure in wanted
         ]
-        weights = ", untrained" if facts["bundle"]["weights"] == "untrained" else ""
+        weights = ", random weights" if first.has_random_weights else ""
         rows.append(
             f"| {facts['bundle']['backbone']}{weights}, {facts['settings']['precision']} | "
             f"{facts['bundle']['memory_bank']:,} x {facts['bundle']['dim']:,} | {' | '.join(shown)} |"

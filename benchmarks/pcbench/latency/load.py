@@ -50,6 +50,11 @@ class Measured:
         return (*(self.asked[name] for name in PAIRED_BY), self.content, self.scenario)
 
     @property
+    def has_random_weights(self) -> bool:
+        """Whether the network was never trained: the manifest says "untrained" and the seed."""
+        return str(self.whole["bundle"]["weights"]).startswith("untrained")
+
+    @property
     def warnings(self) -> list[str]:
         """What makes it doubtful."""
         return [*self.whole.get("warnings", []), *self.result["warnings"]]

@@ -19,6 +19,8 @@ _MOST_SERIES = len(SERIES)
 # Both directions between host and device, in one colour.
 _COPIES = "copies"
 _MOST_BARS = 24
+_MOST_TICKS = 6
+_WIDE_RANGE = 10
 _SHOWN_PERCENTILES = (0, 50, 90, 99, 99.9, 99.99)
 
 
@@ -166,8 +168,17 @@ def bank_plot(cells: Sequence[Measured], content: str, number: int) -> list[Plot
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, marker="o", markersize=5)
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        sizes = sorted({bank_of(cell) for line in lines for cell in line})
+        if len(sizes) <= _MOST_TICKS:
+            axes.set_xticks(sizes)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.set_ylim(bottom=0)
+        medians = [float(c.result["latency_ms"]["median"]) for line in lines for c in line]
+        if max(medians) > _WIDE_RANGE * min(medians):
+            # Brute force beside everything else: on a linear axis all others would be one line.
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        else:
+            axes.set_ylim(bottom=0)
         axes.set_xlabel("entries of the memory bank")
         axes.set_ylabel("median ms per query")
         return figure

@@ -43,7 +43,7 @@ def overview(cells: Sequence[Measured]) -> list[tuple[str, list[str], int]]:
 
 def notes(cells: Sequence[Measured]) -> list[str]:
     """What a reader must know before the figures."""
-    untrained = {cell.asked["bundle"] for cell in cells if cell.whole["bundle"]["weights"] == "untrained"}
+    untrained = {cell.asked["bundle"] for cell in cells if cell.has_random_weights}
     if not untrained:
         return []
     return [
