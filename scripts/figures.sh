@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Measures every figure of the README again, on Magnetic Tile Defects: builds bundles with memory banks of three sizes,
-# runs all of pcbench and writes benchmarks/results/*.json and the README's tables. Takes about 25 minutes on 2 cores; keep
-# the machine quiet. Needs the project installed with its extras export, cpu, openvino.
+# runs all of pcbench and writes benchmarks/results/*.json and the README's tables. Takes about 25 minutes on 2 cores, the
+# peers apart; keep the machine quiet. Needs the project installed with its extras export, cpu, openvino.
 #
 #   scripts/figures.sh DATA WEIGHTS [VIDEO]   DATA: folder with split.json, WEIGHTS: ResNet-18 for ImageNet (.pth),
 #                                             VIDEO: of normal parts, shown as a camera for ten minutes more
+#   PEERS_BIN=anomalib-env/bin scripts/figures.sh ...  with anomalib, see benchmarks/peers/README.md
 set -euo pipefail
 data=$(realpath "${1:?the data folder, with split.json}")
 weights=$(realpath "${2:?a ResNet-18 weights file}")
+peers=${PEERS_BIN:+$(realpath "$PEERS_BIN")/}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 results=benchmarks/results
 work=$(mktemp -d)
@@ -43,6 +45,14 @@ done
 pcbench search --bundle "$work/bank-1pct.pcbundle" --bundle "$work/bank-10pct.pcbundle" \
   --bundle "$work/bank-100pct.pcbundle" --normal "@$work/normal.txt" --defective "@$work/defective.txt" \
   --name "Magnetic Tile Defects, test images" -o "$results/search-mtd.json"
+
+# Tuned there again, because a device profile is for the versions it was measured with.
+for size in 1pct 10pct; do
+  if [[ -n $peers ]]; then "${peers}pcrun" tune --bundle "$work/bank-$size.pcbundle" --provider cpu; fi
+  # Two thirds defective, on which verification costs more.
+  "${peers}pcbench" peers --bundle "$work/bank-$size.pcbundle" --weights "$weights" --name "test images" \
+    -o "$results/peers-mtd-$size.json" "@$work/normal.txt" "@$work/defective.txt"
+done
 
 for precision in int8 bf16; do
   flags=()
@@ -88,5 +98,35 @@ PYTHON
   pcbench soak --bundle "$work/video.pcbundle" --video "$3" --minutes 10 --name "$(basename "${3%.*}")" \
     -o "$results/soak.json"
 fi
+
+# Two networks, each with memory banks of 1 % and 10 % of the patches, in two precisions. The large network's weights are
+# random: good for its latency alone. Its large bank is chosen at random, too, which takes minutes less.
+sweep=()
+for network in resnet18 wide_resnet50_2; do
+  for precision in fp32 int8; do
+    for bank in 1pct 10pct; do
+      flags=(--weights "$weights")
+      if [[ $network == wide_resnet50_2 ]]; then flags=(--weights untrained); fi
+      if [[ $bank == 10pct ]]; then flags+=(--coreset-size 59660 --calibration holdout); fi
+      if [[ $network$bank == wide_resnet50_210pct ]]; then flags+=(--coreset random); fi
+      bundle="$work/$network-$precision-$bank.pcbundle"
+      pcexport build "$data" -o "$bundle" --backbone "$network" --precision "$precision" --allow-flips --no-evaluate \
+        --no-tune "${flags[@]}"
+      sweep+=(--bundle "$bundle")
+      if [[ $network == resnet18 ]]; then pcexport eval "$bundle" "$data" -o "$work/$network-$precision-$bank.html"; fi
+    done
+  done
+done
+# Every tenth image. Brute force over large banks of the large network takes seconds an image: few queries must do.
+for kind in normal defective; do
+  mkdir "$work/$kind"
+  awk 'NR % 10 == 1' "$work/$kind.txt" | xargs cp -t "$work/$kind"
+done
+for threads in 1 2; do
+  pcbench latency "${sweep[@]}" --threads "$threads" --exactness none --exactness image --exactness mask --exactness full \
+    --images "$work/normal" --defective "$work/defective" --duration 4 --queries 10 \
+    -o "$results/latency-mtd"
+done
+pcbench report "$results/latency-mtd" "$work"/resnet18-*.json -o "$work/latency.html" --title "Magnetic Tile Defects"
 
 pcbench readme

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from pcbench.peers_command import peers
 from pcrun import cli_options
 from pcrun._version import __version__
 from pcrun.cli_support import HELP_SETTINGS, debug_option, run_command
@@ -17,6 +18,9 @@ _RESULTS = Path("benchmarks/results")
 @debug_option
 def cli() -> None:
     """Measure builds and verdicts, and put the figures into the README."""
+
+
+cli.add_command(peers)
 
 
 @cli.command(context_settings={**HELP_SETTINGS, "ignore_unknown_options": True})
@@ -281,6 +285,13 @@ def soak(
     help="And at least so many queries.",
 )
 @click.option(
+    "--runs",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    help="Processes for each cell, one round after the other; `pcbench compare` then knows how they differ.",
+)
+@click.option(
     "-o",
     "--output",
     required=True,
@@ -300,13 +311,14 @@ def latency(
     profile: bool,
     duration_s: float,
     queries: int,
+    runs: int,
 ) -> int:
     """Latencies of every combination of bundles and settings, each in a process and a file of its own."""
     from pcbench.latency.cell import Axes
     from pcbench.latency.sweep import check_folder, sweep
 
     check_folder(output)
-    axes = Axes(providers, threads, precisions, exactness, batches, profile, duration_s, queries)
+    axes = Axes(providers, threads, precisions, exactness, batches, profile, duration_s, queries, runs)
     tally = sweep(
         bundles,
         axes,

@@ -5,22 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from pcbench.images import chosen_images
 from pcbench.machine import machine_facts, versions
 from pcbench.results import save_result
 from pcbench.timing import WARM_UP_NOTE, in_turns, summary
 from pcrun.bundle import Bundle
 from pcrun.embedder import Embedder
-from pcrun.errors import BackendError, PcError, SourceError
+from pcrun.errors import BackendError, PcError
 from pcrun.image_io import read_image
 from pcrun.preprocess import preprocess
 from pcrun.session import open_embedder
-from pcrun.sources.files import expand_images
 from pcrun.threads import available_cores
 from pcrun.types import UInt8Array
 
-_MIN_IMAGES = 6
 REFERENCE = "fp32"
 
 
@@ -154,12 +151,8 @@ def _candidates(
 
 
 def _prepared(bundle: Bundle, images: Sequence[str], max_images: int) -> list[UInt8Array]:
-    files = [file for path in images for file in expand_images(path)]
-    if len(files) < _MIN_IMAGES:
-        raise SourceError(f"{len(files)} images are too few for a median. Expected at least {_MIN_IMAGES}.")
-    if len(files) > max_images:
-        files = [files[i] for i in np.linspace(0, len(files) - 1, max_images).astype(int)]
     spec = bundle.manifest.preprocess
     return [
-        preprocess(read_image(file, white_level_16bit=spec.white_level_16bit), spec)[None] for file in files
+        preprocess(read_image(file, white_level_16bit=spec.white_level_16bit), spec)[None]
+        for file in chosen_images(images, max_images)
     ]

@@ -4,12 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pcbench.latency.load import Measured, NotRun, cells_of
+from pcbench.peers.table import absent_titles, difference, ours_line
 from pcbench.results import load_results
+from pcrun.cli_options import EXACTNESS_LEVELS
 from pcrun.errors import PcError
 
 BEGIN = "<!-- figures: `pcbench readme` writes what stands between these two lines -->"
 END = "<!-- end of figures -->"
 
+# Of the cells of a sweep, each of which is a file.
+SWEEPS = "latency-*"
 _STAGES = ("preprocess_ms", "embed_ms", "search_ms", "verify_ms", "map_ms")
 
 
@@ -17,6 +22,7 @@ def render(results_folder: Path) -> str:
     """Markdown tables of all results."""
     results = load_results(results_folder)
     parts = [_TABLES[kind]([r for r in results if r["kind"] == kind]) for kind in _TABLES]
+    parts += [_latency_table(load_results(folder)) for folder in sorted(results_folder.glob(SWEEPS))]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -112,6 +118,64 @@ def _search_table(result: dict[str, Any]) -> str:
     return "\n".join([*rows, "", f"{result['name']}, median ms per image. {cold}{_device(result)}"])
 
 
+def _latency_table(results: list[dict[str, Any]]) -> str:
+    """Medians of single images by exactness, of the most threads that were measured; a row per bundle."""
+    cells = []
+    for result in results:
+        found = cells_of(Path(result["file"]), result)
+        cells += [] if isinstance(found, NotRun) else found
+    if not cells:
+        return ""
+    levels = [x for x in EXACTNESS_LEVELS if any(cell.asked["exactness"] == x for cell in cells)]
+    threads = sorted({cell.asked["threads"] for cell in cells})
+    contents = list(dict.fromkeys(cell.content for cell in cells))
+    heads = (
+        "network, precision",
+        "memory bank",
+        *(f"{level}, {threads[-1]} threads" for level in levels),
+        *(f"mask, {count} thread{'s' if count > 1 else ''}" for count in threads[:-1]),
+        "p99 of mask",
+    )
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for bundle in sorted({cell.asked["bundle"] for cell in cells}, key=_order_of(cells)):
+        own = {
+            (cell.asked["exactness"], cell.asked["threads"], cell.content): cell
+            for cell in cells
+            if cell.asked["bundle"] == bundle and cell.asked["batch"] == 1
+        }
+        first = next(iter(own.values()))
+        facts = first.whole
+        wanted = [(level, threads[-1], "median") for level in levels]
+        wanted += [("mask", count, "median") for count in threads[:-1]] + [("mask", threads[-1], "p99")]
+        shown = [
+            ", ".join(_milliseconds(own.get((level, count, content)), figure) for content in contents)
+            for level, count, figure in wanted
+        ]
+        weights = ", random weights" if first.has_random_weights else ""
+        rows.append(
+            f"| {facts['bundle']['backbone']}{weights}, {facts['settings']['precision']} | "
+            f"{facts['bundle']['memory_bank']:,} x {facts['bundle']['dim']:,} | {' | '.join(shown)} |"
+        )
+    note = f"Median milliseconds from an image's file to its verdict, by exactness: {', '.join(contents)}."
+    return "\n".join([*rows, "", f"{note} {_device(results[0])}"])
+
+
+def _order_of(cells: list[Measured]) -> Callable[[str], tuple[Any, ...]]:
+    facts = {cell.asked["bundle"]: cell.whole for cell in cells}
+    return lambda name: (
+        facts[name]["bundle"]["dim"],
+        facts[name]["settings"]["precision"],
+        facts[name]["bundle"]["memory_bank"],
+    )
+
+
+def _milliseconds(cell: Measured | None, figure: str) -> str:
+    if cell is None:
+        return "-"
+    value: float = cell.result["latency_ms"][figure]
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
 def _coreset_table(results: list[dict[str, Any]]) -> str:
     if not results:
         return ""
@@ -176,9 +240,45 @@ def _soak_table(results: list[dict[str, Any]]) -> str:
     return "\n".join([*rows, "", f"{note} {_device(results[0])}"])
 
 
+def _peers_table(results: list[dict[str, Any]]) -> str:
+    if not results:
+        return ""
+    heads = (
+        "images, memory bank",
+        "peer",
+        "pcrun ms",
+        "peer ms",
+        "peer / pcrun (rounds)",
+        "memory: pcrun, peer",
+        "scores differ by",
+    )
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for result in results:
+        for pair in result["pairs"]:
+            ours, theirs = pair["ours"], pair["theirs"]
+            cells = (
+                f"{result['name']}, {result['bank']:,}",
+                pair["title"],
+                f"{ours['median_ms']:.1f}",
+                f"{theirs['median_ms']:.1f}",
+                f"{pair['ratio']:.2f} ({pair['ratio_least']:.2f} .. {pair['ratio_most']:.2f})",
+                f"{_megabytes(ours['peak_rss_mb'])}, {_megabytes(theirs['peak_rss_mb'])}",
+                difference(result["checks"][pair["peer"]]),
+            )
+            rows.append(f"| {' | '.join(cells)} |")
+    settings = "; ".join(dict.fromkeys(ours_line(result) for result in results))
+    absent = [f"{title} ({result['name']})" for result in results for title in absent_titles(result)]
+    left_out = f" Absent: {', '.join(absent)}." if absent else ""
+    note = (
+        "Decoded image to verdict and map, pair by pair in turns, median ms; in brackets the least and the "
+        f"most of the rounds, each with new processes.{left_out} {settings}."
+    )
+    return "\n".join([*rows, "", f"{note} {_device(results[0])}"])
+
+
 def _device(result: dict[str, Any]) -> str:
     machine, packages = result["machine"], result["versions"]
-    names = ("onnxruntime", "openvino", "hnswlib", "numpy", "torch")
+    names = ("onnxruntime", "openvino", "hnswlib", "numpy", "torch", "anomalib")
     listed = ", ".join(f"{name} {packages[name]}" for name in names if name in packages)
     return f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {listed}."
 
@@ -189,4 +289,5 @@ _TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "embedder": _embedder_tables,
     "coreset": _coreset_table,
     "soak": _soak_table,
+    "peers": _peers_table,
 }

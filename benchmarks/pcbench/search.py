@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from pcbench.images import chosen_images
 from pcbench.machine import machine_facts, versions
-from pcbench.one_graph import open_one_graph
+from pcbench.peers.one_graph import open_one_graph
 from pcbench.results import save_result
 from pcbench.timing import WARM_UP_NOTE, in_turns, summary
 from pcrun.bundle import Bundle
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector, choose_thresholds
 from pcrun.engines import open_scorer
-from pcrun.errors import PcError, SourceError
+from pcrun.errors import PcError
 from pcrun.image_io import read_image
 from pcrun.preprocess import preprocess
 from pcrun.profile import RunSettings
@@ -26,11 +27,9 @@ from pcrun.search import EXACT_SEARCH_NAMES
 from pcrun.search.exact import ExactSearch
 from pcrun.session import OnnxEmbedder
 from pcrun.settings import possible_searches
-from pcrun.sources.files import expand_images
 from pcrun.threads import available_cores
 from pcrun.types import FloatArray, UInt8Array
 
-_MIN_IMAGES = 6
 _STARTS = 5
 # Beyond this many entries exact search of every image takes minutes: a sample of the images has to do.
 _LARGE_BANK = 100_000
@@ -56,7 +55,7 @@ def measure_search(
         output: result file.
         name: title in reports.
     """
-    files = {kind: _chosen(kind, paths, max_images) for kind, paths in contents.items()}
+    files = {kind: chosen_images(paths, max_images, kind=kind) for kind, paths in contents.items()}
     result: dict[str, Any] = {
         "name": name,
         "machine": machine_facts(),
@@ -66,18 +65,6 @@ def measure_search(
     }
     save_result(output, "search", result)
     return result
-
-
-def _chosen(kind: str, paths: list[str], max_images: int) -> list[Path]:
-    files: list[Path] = []
-    for path in paths:
-        listed = Path(path[1:]).read_text(encoding="utf-8").splitlines() if path.startswith("@") else [path]
-        files += [file for entry in listed for file in expand_images(entry)]
-    if len(files) < _MIN_IMAGES:
-        raise SourceError(f"{len(files)} {kind} images are too few. Expected at least {_MIN_IMAGES}.")
-    if len(files) > max_images:
-        files = [files[i] for i in np.linspace(0, len(files) - 1, max_images).astype(int)]
-    return files
 
 
 def _measure_bundle(bundle: Bundle, files: dict[str, list[Path]], *, starts: bool) -> dict[str, Any]:
@@ -198,7 +185,9 @@ def _measure_end_to_end(
     for row in rows.values():
         row["of_bare_embedder"] = round(row["median_ms"] / rows["bare embedder"]["median_ms"], 3)
     rows["certified"]["stages_ms"] = {
-        stage: round(float(np.median([s[stage] for s in stages])), 3) for stage in stages[0]
+        stage: round(float(np.median([s[stage] for s in stages])), 3)
+        for stage, first in stages[0].items()
+        if first is not None  # copies, where nothing runs on a GPU
     }
     rows["samples_ms"] = {label: [round(t, 3) for t in taken] for label, taken in samples.items()}
     return rows

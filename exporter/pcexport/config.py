@@ -72,6 +72,11 @@ class BuildConfig:
         choices=("fp32", "fp16", "int8", "bf16"),
     )
     quantisation_images: int = _key(64, "Normal images that give the ranges of `int8`.")
+    int8_activations: str = _key(
+        "unsigned",
+        "What `int8` rounds activations to: `unsigned` (CPUs) or `signed` (TensorRT takes nothing else).",
+        choices=("unsigned", "signed"),
+    )
     project: int | None = _key(
         None, "Dimensions to which a PCA inside the graph shortens patch embeddings; left out: none."
     )
@@ -201,7 +206,7 @@ class BuildConfig:
 _INTEGER_RANGES = (
     ("white_level_16bit", 1, 65535),
     ("neighbourhood", 1, 15),
-    ("opset", 17, 25),
+    ("opset", 17, 24),
     ("quantisation_images", 1, 4096),
     ("project", 1, 65536),
     ("coreset_size", 1, 2**31 - 1),

@@ -61,7 +61,8 @@ class PatchEmbedder(nn.Module):
         Returns:
             (batch, grid_h * grid_w, dim) float32, patches row-major.
         """
-        normalised = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        # Converted first: TensorRT takes uint8 as an input, but has no operator on it other than Cast.
+        normalised = (images.float().permute(0, 3, 1, 2) - self.mean) / self.std
         features = self.extractor(normalised)
         grid = self._reference(features) if self.aggregation == "reference" else self._locally_aware(features)
         return grid.flatten(2).transpose(1, 2)

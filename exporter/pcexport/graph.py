@@ -6,11 +6,13 @@ import onnx
 
 from pcexport.errors import BuildError
 from pcexport.operators import unsafe_operators
+from pcexport.tensorrt_rules import tensorrt_problems
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "patch_embeddings"
 # Nodes of the backbone are named so; all others normalise the image or aggregate the feature maps.
 BACKBONE = "backbone/"
+_SHOWN_PROBLEMS = 3
 
 
 def in_backbone(node: onnx.NodeProto) -> bool:
@@ -36,12 +38,12 @@ def replace_initializers(graph: onnx.GraphProto, tensors: Iterable[onnx.TensorPr
 
 
 def finished(model: onnx.ModelProto) -> bytes:
-    """The bytes of a graph that is tidied, valid, and made of operators that TensorRT knows.
+    """The bytes of a graph that is tidied, valid, and made as TensorRT can run it.
 
     Dropped is what differs between machines or runs: stack traces hold local paths.
 
     Raises:
-        BuildError: an operator is not on the list.
+        BuildError: an operator is not on the list, or used as TensorRT cannot run it.
     """
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
@@ -57,5 +59,11 @@ def finished(model: onnx.ModelProto) -> bytes:
         raise BuildError(
             f"The exported graph uses {', '.join(unsafe)}, which TensorRT cannot run. "
             "Choose other layers or another backbone, or add the operator to the list with its source."
+        )
+    problems = tensorrt_problems(model)
+    if problems:
+        raise BuildError(
+            f"TensorRT cannot run the exported graph: {'; '.join(problems[:_SHOWN_PROBLEMS])}. Expected what "
+            "it documents (pcexport/tensorrt_rules.py); choose other layers or another backbone."
         )
     return bytes(model.SerializeToString(deterministic=True))

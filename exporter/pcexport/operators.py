@@ -1,5 +1,4 @@
-"""Operators an embedder may use: those TensorRT documents as supported,
-within the rules that keep shapes static.
+"""Operators an embedder may use: those TensorRT documents as supported. `tensorrt_rules` says how.
 
 Source: the operator matrix of the onnx-tensorrt parser (docs/operators.md of onnx/onnx-tensorrt, TensorRT
 10.15). Left out although supported there: operators whose output shape depends on values (NonZero, Loop, If),

@@ -59,7 +59,8 @@ def deployed_network(
     spec = dataclasses.replace(network.spec, precision=config.precision)
     onnx = network.onnx
     if config.precision == "int8":
-        onnx = quantise(onnx, sample(config.quantisation_images), batch=spec.batch)
+        images, signed = sample(config.quantisation_images), config.int8_activations == "signed"
+        onnx = quantise(onnx, images, batch=spec.batch, signed=signed)
     elif config.precision == "fp16":
         onnx = to_float16(onnx)
     embedder = open_embedder(onnx, spec, provider=config.provider, threads=config.threads)

@@ -3,6 +3,11 @@
 In QDQ form: each quantised operator stands between DequantizeLinear and QuantizeLinear nodes, which providers
 fuse into integer kernels, and which stay valid ONNX where they do not. Weights are int8 with one scale per
 channel, activations uint8. The first convolution, aggregation and output stay float32.
+
+`signed` rounds as TensorRT does: activations to int8 with zero point 0, biases not at all (it refuses
+DequantizeLinear of int32), and where NVIDIA's "Q/DQ Layer-Placement Recommendations" place it: at the inputs
+of weighted operators, not at outputs, and at one input of each sum, so that a convolution, the sum after it
+and its activation become one kernel.
 """
 
 import contextlib
@@ -17,22 +22,29 @@ import onnx
 from onnx import helper, numpy_helper
 
 from pcexport.errors import BuildError
-from pcexport.graph import INPUT_NAME, consumers, finished, in_backbone
+from pcexport.graph import INPUT_NAME, consumers, finished, in_backbone, replace_initializers
 from pcrun.session import import_onnxruntime
 from pcrun.types import UInt8Array
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 # Operators that keep their neighbours' integers, or merge into them.
 _PASSING = ("Relu", "Clip", "MaxPool")
+_SIGNED_OPTIONS = {
+    "ActivationSymmetric": True,
+    "WeightSymmetric": True,
+    "QuantizeBias": False,
+    "OpTypesToExcludeOutputQuantization": [*_WEIGHTED, "Add"],
+}
 
 
-def quantise(model: bytes, images: Iterable[UInt8Array], *, batch: int | None) -> bytes:
+def quantise(model: bytes, images: Iterable[UInt8Array], *, batch: int | None, signed: bool = False) -> bytes:
     """Quantise the backbone's operators.
 
     Args:
         model: float32 graph with marked backbone (`pcexport.graph`).
         images: (height, width, 3) uint8 RGB each, prepared; the ranges of all activations come from them.
         batch: images per call of the graph; None for any number.
+        signed: round as TensorRT does.
 
     Returns:
         A checked graph with the same input and output; equal arguments give equal bytes.
@@ -43,6 +55,9 @@ def quantise(model: bytes, images: Iterable[UInt8Array], *, batch: int | None) -
     proto = onnx.load_from_string(model)
     _rectify_last(proto.graph)
     nodes = quantised_nodes(proto.graph)
+    if signed:
+        rounded = {node.name for node in proto.graph.node if node.op_type in (*_WEIGHTED, "Add")}
+        nodes = [name for name in nodes if name in rounded]
     if not nodes:
         raise BuildError(
             "The backbone has no operator that can be quantised. Expected convolutions or matrix products "
@@ -64,10 +79,10 @@ def quantise(model: bytes, images: Iterable[UInt8Array], *, batch: int | None) -
                 # 7-bit weights: processors without VNNI add two products in 16 bits, which would saturate.
                 reduce_range=True,
                 weight_type=QuantType.QInt8,
-                activation_type=QuantType.QUInt8,
+                activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
                 op_types_to_quantize=[*_WEIGHTED, *_PASSING, "Add"],
                 nodes_to_quantize=nodes,
-                extra_options={"MatMulConstBOnly": True},
+                extra_options={"MatMulConstBOnly": True, **(_SIGNED_OPTIONS if signed else {})},
             )
             quantised = onnx.load(output)
         except Exception as error:  # onnxruntime raises ValueError, RuntimeError and others
@@ -76,6 +91,8 @@ def quantise(model: bytes, images: Iterable[UInt8Array], *, batch: int | None) -
                 "Expected a graph of convolutions; use --precision fp32 or another backbone."
             ) from error
     _keep_feature_maps(quantised.graph, nodes)
+    if signed:
+        _round_one_input_of_sums(quantised.graph)
     return finished(quantised)
 
 
@@ -116,6 +133,33 @@ def _keep_feature_maps(graph: onnx.GraphProto, quantised: list[str]) -> None:
             original = _before_rounding(name, producer)
             if original in producer and producer[original].name not in quantised:
                 node.input[number] = original
+
+
+def _round_one_input_of_sums(graph: onnx.GraphProto) -> None:
+    """Let sums read one of their convolutions as it is: it takes the sum into its own kernel."""
+    producer = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type != "Add":
+            continue
+        originals = [_before_rounding(name, producer) for name in node.input]
+        both_rounded = all(before != name for before, name in zip(originals, node.input, strict=True))
+        convolved = [n for n, name in enumerate(originals) if producer[name].op_type == "Conv"]
+        if both_rounded and convolved:
+            node.input[convolved[0]] = originals[convolved[0]]
+    _drop_unread(graph)
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    read = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if read.intersection(node.output):
+            read.update(node.input)
+            kept.append(node)
+    kept.reverse()
+    del graph.node[:]
+    graph.node.extend(kept)
+    replace_initializers(graph, ())
 
 
 def _before_rounding(name: str, producer: dict[str, onnx.NodeProto]) -> str:

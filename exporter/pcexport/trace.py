@@ -61,6 +61,7 @@ def trace_to_onnx(
         ) from error
     _require_opset(model, opset)
     _name_backbone(model.graph)
+    _convert_first(model.graph)
     return finished(model)
 
 
@@ -82,6 +83,19 @@ def _name_backbone(graph: onnx.GraphProto) -> None:
         scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
         if _BACKBONE_SCOPE in scopes:
             node.name = BACKBONE + node.name
+
+
+def _convert_first(graph: onnx.GraphProto) -> None:
+    """Let shapes be read from the image in float32: TensorRT has no operator on uint8 other than Cast."""
+    cast = next(node for node in graph.node if node.op_type == "Cast" and node.input[0] == INPUT_NAME)
+    readers = [node for node in graph.node if node.op_type == "Shape" and node.input[0] == INPUT_NAME]
+    for node in readers:
+        node.input[0] = cast.output[0]
+    if readers:
+        first = onnx.NodeProto()
+        first.CopyFrom(cast)
+        graph.node.remove(cast)
+        graph.node.insert(0, first)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The job behind `pcrun bench`: measure, print, store."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def _cold_starts(bundle: Bundle, content: Content, options: dict[str, Any], star
 
 def table(report: dict[str, Any]) -> list[str]:
     """The report for a terminal, line by line."""
-    settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items())
+    settings = ", ".join(_settings(report["settings"]))
     bundle, machine = report["bundle"], report["machine"]
     lines = [
         f"{bundle['name']}: {bundle['backbone']}, memory bank {bundle['memory_bank']:,}",
@@ -95,6 +95,16 @@ def table(report: dict[str, Any]) -> list[str]:
         lines += ["", f"process start to first verdict: {starts} s"]
     lines.append(f"peak resident memory {report['peak_resident_mb']} MB")
     return lines
+
+
+def _settings(settings: dict[str, Any]) -> Iterator[str]:
+    """In words; what does not apply is left out."""
+    for key, value in settings.items():
+        name = key.replace("_", " ")
+        if isinstance(value, bool):
+            yield name if value else f"no {name}"
+        elif value is not None:
+            yield f"{name} {value}"
 
 
 def _scenario_lines(name: str, result: dict[str, Any]) -> Sequence[str]:

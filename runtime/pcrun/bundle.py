@@ -136,6 +136,11 @@ class Bundle:
         digest = hashlib.sha256(manifest_bytes).hexdigest()
         return cls(Path(path), manifest, digest, files, contents[EMBEDDER_NAME], rows, neighbours, basis)
 
+    @property
+    def has_golden_samples(self) -> bool:
+        """Whether `golden_samples` gives any."""
+        return SAMPLES_NAME in self.manifest.files
+
     def golden_samples(self) -> GoldenSamples:
         """The golden samples' expected results (the PNGs are read with `read`)."""
         if SAMPLES_NAME not in self.manifest.files:

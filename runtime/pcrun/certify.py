@@ -8,7 +8,7 @@ which means measured exactly; everything else is settled without.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,6 +45,13 @@ class ExactVerifier:
         return nearer_of((distances, ids), self._exact.nearest(queries))
 
 
+class PatchRows(Protocol):
+    """Patch embeddings of one image: an array, or what gives parts of one when asked."""
+
+    def __getitem__(self, patches: Any) -> FloatArray:
+        """Rows of a (patches, dim) float32 array."""
+
+
 @dataclass
 class PatchDistances:
     """Distances of one image's patches on their way from approximate to exact.
@@ -57,7 +64,7 @@ class PatchDistances:
         verify_ms: time spent on that.
     """
 
-    embeddings: FloatArray
+    embeddings: PatchRows
     distances: FloatArray
     ids: Int64Array
     verified: BoolArray
@@ -65,7 +72,7 @@ class PatchDistances:
 
     @classmethod
     def found(
-        cls, embeddings: FloatArray, distances: FloatArray, ids: Int64Array, *, exact: bool
+        cls, embeddings: PatchRows, distances: FloatArray, ids: Int64Array, *, exact: bool
     ) -> "PatchDistances":
         """What a search found; all of it verified where the search was exact."""
         return cls(embeddings, distances, ids, np.full(len(distances), exact))

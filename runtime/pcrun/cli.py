@@ -12,11 +12,13 @@ import click
 
 from pcrun._version import __version__
 from pcrun.cli_options import (
+    ENGINE_PRECISIONS,
     IMAGES_OPTION,
     SCENARIOS,
     bundle_option,
     bundles_option,
     device_options,
+    engine_option,
     exactness_option,
     profile_option,
     search_options,
@@ -121,6 +123,7 @@ def _refuse_lost_options(ctx: click.Context) -> None:
 @cli.command(context_settings=HELP_SETTINGS, short_help="Replay the bundle's golden samples.")
 @bundle_option
 @device_options
+@engine_option
 @profile_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @debug_option
@@ -150,6 +153,55 @@ def doctor(ctx: click.Context, /, **options: Any) -> int:
     from pcrun.doctor import doctor as examine_here
 
     return examine_here(options["bundle"] or _bundle_before(ctx), as_json=options["as_json"])
+
+
+@cli.command(context_settings=HELP_SETTINGS, short_help="Build what the first frame would wait for.")
+@bundle_option
+@device_options
+@engine_option
+@search_options
+@profile_option
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@debug_option
+@click.pass_context
+def warmup(ctx: click.Context, /, **options: Any) -> int:
+    """Open the bundle as it would run and judge one image, so that TensorRT's engines are there.
+
+    With `--provider tensorrt` they are kept beside the bundle, and later starts take them from there.
+    """
+    _refuse_contradictions(search=options["search"], ef=options["ef"], exactness="mask")
+    from pcrun.warmup_command import warm_up_here
+
+    return warm_up_here(options.pop("bundle") or _bundle_before(ctx), **options)
+
+
+@cli.command("compile", context_settings=HELP_SETTINGS, short_help="Build a native TensorRT engine.")
+@bundle_option
+@click.option(
+    "--precision",
+    type=click.Choice(ENGINE_PRECISIONS),
+    help="The bundle's own by default. An fp32 bundle can become fp16 where TensorRT is older than 11; int8 "
+    "needs a bundle built with `--precision int8 --int8-activations signed`.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The engine; its header is written beside it.",
+)
+@click.option("--allow-flips", is_flag=True, help="Write it even where verdicts of golden samples change.")
+@click.option("--json", "as_json", is_flag=True, help="Print the engine's header as JSON.")
+@debug_option
+@click.pass_context
+def compile_engine(ctx: click.Context, /, **options: Any) -> int:
+    """Build the embedder as a native TensorRT engine for this GPU, and score the golden samples with it.
+
+    It runs with `--engine FILE`, on the GPU and the TensorRT that built it alone. A changed verdict stops it.
+    """
+    from pcrun.compile_command import compile_here
+
+    return compile_here(options.pop("bundle") or _bundle_before(ctx), **options)
 
 
 @cli.command(context_settings=HELP_SETTINGS, short_help="Find the fastest settings on this machine.")
@@ -191,6 +243,7 @@ def tune(ctx: click.Context, /, **options: Any) -> int:
 @cli.command(context_settings=HELP_SETTINGS, short_help="Measure latencies on this machine.")
 @bundle_option
 @device_options
+@engine_option
 @exactness_option
 @search_options
 @profile_option

@@ -18,6 +18,7 @@ else:
 IMAGES_OPTION = "--images"
 PROVIDER_NAMES = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 PRECISION_NAMES = ("fp32", "bf16")
+ENGINE_PRECISIONS = ("fp32", "fp16", "int8")
 EXACTNESS_LEVELS = ("none", "image", "mask", "full")
 SEARCH_CHOICES = ("auto", "quantised", "hnsw", "exact", "exact_graph")
 FORMATS = ("jsonl", "csv", "table")
@@ -144,6 +145,13 @@ search_options = _all(
     ),
 )
 
+engine_option = click.option(
+    "--engine",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Run the embedder as this native TensorRT engine of `pcrun compile`.",
+)
+
 device_options = _all(
     click.option(
         "--provider",
@@ -266,6 +274,7 @@ verdict_options = _all(
         "tell when they leave them; 0 for never.  [200]",
     ),
     device_options,
+    engine_option,
     exactness_option,
     search_options,
     profile_option,

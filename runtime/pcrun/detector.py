@@ -1,50 +1,36 @@
 """The runtime's whole job in one place: an image in, a verdict out."""
 
 import dataclasses
-import math
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pcrun.bundle import Bundle
-from pcrun.embedder import Embedder
+from pcrun.device_session import DeviceEmbedder
+from pcrun.embedded import EmbeddedImage, embed_prepared, first_of
+from pcrun.embedder import CopyingEmbedder, CopyTimes, Embedder
+from pcrun.engine_file import Engine, load_engine
 from pcrun.engines import open_scorer
 from pcrun.errors import BundleError
-from pcrun.heatmap import Component, components
+from pcrun.heatmap import components
 from pcrun.image_io import as_bgr
 from pcrun.manifest import Manifest, ThresholdSpec
-from pcrun.preprocess import PreprocessSpec, Window, input_window, preprocess
+from pcrun.preprocess import preprocess
 from pcrun.profile import DeviceProfile, RunSettings
-from pcrun.result import AnomalyResult, Region, StageTimings
+from pcrun.regions import found_regions
+from pcrun.result import AnomalyResult, StageTimings
 from pcrun.scoring import DEFAULT_EXACTNESS, ImageScores, PatchCoreScorer, ScoreSummary
 from pcrun.selftest import ArithmeticChange, check_changed_arithmetic
 from pcrun.session import open_embedder
 from pcrun.settings import choose_settings
-from pcrun.types import AnyArray, FloatArray
+from pcrun.types import AnyArray
 
 # Above every score: a detector with it calls nothing anomalous.
 # float32, because it is compared with maps.
 NO_THRESHOLD = float(np.finfo(np.float32).max)
-
-
-@dataclasses.dataclass(frozen=True)
-class EmbeddedImage:
-    """An image half way to its verdict.
-
-    Attributes:
-        embeddings: (patches, dim) float32.
-        original_hw: height and width of the image in pixels.
-        preprocess_ms, embed_ms: time spent.
-    """
-
-    embeddings: FloatArray
-    original_hw: tuple[int, int]
-    preprocess_ms: float
-    embed_ms: float
 
 
 class AnomalyDetector:
@@ -59,6 +45,7 @@ class AnomalyDetector:
         threshold, pixel_threshold: in L2 units; may be changed between images.
         settings: everything that was chosen for this device; None for a detector made from parts.
         profile: the device profile they came from, if any.
+        copies: whether the embedder has a memory of its own, so that timings have copies.
         change: what another arithmetic than the build's does to the golden samples; None for the same.
     """
 
@@ -86,8 +73,10 @@ class AnomalyDetector:
         self.provider = embedder.provider
         self.precision = embedder.precision
         self.change: ArithmeticChange | None = None
+        self._engine: Engine | None = None
         self.search = scorer.search.name
         self.exactness = scorer.exactness
+        self.copies = isinstance(embedder, CopyingEmbedder)
 
     @classmethod
     def load(
@@ -103,6 +92,7 @@ class AnomalyDetector:
         search: str = "auto",
         ef: int | None = None,
         profile: bool = True,
+        engine: str | Path | None = None,
         share_with: "Sequence[AnomalyDetector]" = (),
     ) -> "AnomalyDetector":
         """Open a bundle and get ready to score.
@@ -112,15 +102,12 @@ class AnomalyDetector:
             provider: "auto" or a name of `pcrun.session.PROVIDERS`.
             precision: "bf16" runs an fp32 bundle in bfloat16; None is the profile's, else the bundle's.
             threads: of the embedder and of the search; 0 is the profile's, else one per available core.
-            threshold: overrides the bundle's, in L2 units; the pixel threshold then moves in proportion
-                unless given.
-            pixel_threshold: overrides the bundle's, in L2 units.
-            exactness: what is certified to equal brute force: "none", "image", "mask" or "full" (see
-                `PatchCoreScorer`).
-            search: "auto" or a name of `pcrun.search.SEARCH_NAMES`.
-            ef: search width of the HNSW index.
-            profile: use the device profile that `pcrun tune` stored, where there is one; what is given here
-                goes before it.
+            threshold, pixel_threshold: override the bundle's, in L2 units; the second moves in proportion to
+                the first unless given.
+            exactness: what equals brute force: "none", "image", "mask" or "full" (see `PatchCoreScorer`).
+            search, ef: "auto" or a name of `pcrun.search.SEARCH_NAMES`; search width of the HNSW index.
+            profile: use the device profile of `pcrun tune`, if any; what is given here goes before it.
+            engine: a native TensorRT engine of `pcrun compile` that runs the embedder.
             share_with: detectors whose embedder is used when it is the same, opened in the same way.
 
         Raises:
@@ -129,7 +116,7 @@ class AnomalyDetector:
             ValueError: an argument is out of its range.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        limits = choose_thresholds(opened.manifest, threshold, pixel_threshold)
+        loaded = load_engine(Path(engine), opened) if engine is not None else None
         settings, used = choose_settings(
             opened,
             provider=provider,
@@ -139,13 +126,23 @@ class AnomalyDetector:
             search=search,
             ef=ef,
             use_profile=profile,
+            engine_precision=loaded.facts.precision if loaded else None,
         )
         detector = cls.with_settings(
-            opened, settings, limits=limits, exactness=exactness, profile=used, share_with=share_with
+            opened,
+            settings,
+            limits=choose_thresholds(opened.manifest, threshold, pixel_threshold),
+            exactness=exactness,
+            profile=used,
+            engine=loaded,
+            share_with=share_with,
         )
-        if detector.change:
-            warnings.warn(str(detector.change), stacklevel=2)
-        return detector
+        return detector._told()
+
+    def _told(self) -> "AnomalyDetector":
+        if self.change:
+            warnings.warn(str(self.change), stacklevel=3)
+        return self
 
     @classmethod
     def with_settings(
@@ -156,16 +153,21 @@ class AnomalyDetector:
         limits: tuple[float, float],
         exactness: str = DEFAULT_EXACTNESS,
         profile: DeviceProfile | None = None,
+        engine: Engine | None = None,
         share_with: "Sequence[AnomalyDetector]" = (),
     ) -> "AnomalyDetector":
         """A detector with exactly these settings; `limits` are the image and the pixel threshold.
+
+        A native `engine` runs the embedder where there is one.
 
         Raises:
             BackendError: the machine cannot run it, or computes so differently that a verdict changes.
         """
         scorer = open_scorer(bundle, settings, exactness=exactness)
-        shared = [other._embedder for other in share_with if other._has_same_embedder(bundle, settings)]
-        embedder = shared[0] if shared else _open_embedder(bundle, settings)
+        shared = [
+            other._embedder for other in share_with if other._has_same_embedder(bundle, settings, engine)
+        ]
+        embedder = shared[0] if shared else _open_embedder(bundle, settings, engine)
         detector = cls(
             bundle.manifest,
             embedder,
@@ -176,10 +178,15 @@ class AnomalyDetector:
             settings=settings,
             profile=profile,
         )
-        detector.change = check_changed_arithmetic(detector)
+        detector._engine = engine
+        detector.change = check_changed_arithmetic(
+            detector,
+            allow_flips=engine is not None and engine.facts.flips_allowed,
+            advice=", or allow it with `pcrun compile --allow-flips`" if engine else "",
+        )
         return detector
 
-    def _has_same_embedder(self, bundle: Bundle, settings: RunSettings) -> bool:
+    def _has_same_embedder(self, bundle: Bundle, settings: RunSettings, engine: Engine | None) -> bool:
         if self.bundle is None or self.settings is None:
             return False
         same_graph = self.bundle.embedder == bundle.embedder
@@ -188,9 +195,15 @@ class AnomalyDetector:
         return (
             same_graph
             and same_spec
+            and self._engine == engine
             and (mine.provider, mine.precision, mine.threads, mine.spinning)
             == (wanted.provider, wanted.precision, wanted.threads, wanted.spinning)
         )
+
+    @property
+    def engine_folder(self) -> Path | None:
+        """Where onnxruntime's TensorRT provider keeps its engines; None on other providers."""
+        return self._embedder.engine_folder if isinstance(self._embedder, DeviceEmbedder) else None
 
     def with_exact_search(self) -> "AnomalyDetector":
         """The same detector with every patch scored by brute force; it shares the embedder's session.
@@ -235,17 +248,17 @@ class AnomalyDetector:
         started = time.perf_counter()
         prepared = preprocess(image, self.manifest.preprocess)
         preprocessed = time.perf_counter()
-        embeddings = self._embedder.embed(prepared[None])[0]
-        embedded = time.perf_counter()
+        found, embed_ms, copies = embed_prepared(self._embedder, self._scorer.search, prepared[None])
         height, width = image.shape[:2]
-        return EmbeddedImage(
-            embeddings, (height, width), (preprocessed - started) * 1e3, (embedded - preprocessed) * 1e3
-        )
+        preprocess_ms = (preprocessed - started) * 1e3
+        return EmbeddedImage(first_of(found), (height, width), preprocess_ms, embed_ms, copies)
 
     def score(self, embedded: EmbeddedImage) -> AnomalyResult:
         """The second half of a verdict: search, verification, map and regions."""
-        scores = self._scorer.score(embedded.embeddings, pixel_threshold=self.pixel_threshold)
-        return self._verdict(embedded.original_hw, scores, embedded.preprocess_ms, embedded.embed_ms)
+        scores = self._scorer.score(embedded.found, pixel_threshold=self.pixel_threshold)
+        return self._verdict(
+            embedded.original_hw, scores, embedded.preprocess_ms, embedded.embed_ms, embedded.copies
+        )
 
     def batch(self, images_bgr: Sequence[AnyArray]) -> list[AnomalyResult]:
         """Score several images at once: one call of the embedder and one search for all of them.
@@ -264,12 +277,13 @@ class AnomalyDetector:
         started = time.perf_counter()
         prepared = np.stack([preprocess(image, self.manifest.preprocess) for image in images])
         preprocessed = time.perf_counter()
-        embeddings = self._embedder.embed(prepared)
-        embedded = time.perf_counter()
+        embeddings, embed_ms, copies = embed_prepared(self._embedder, self._scorer.search, prepared)
         scores = self._scorer.score_batch(embeddings, pixel_threshold=self.pixel_threshold)
-        preprocess_ms, embed_ms = (preprocessed - started) * 1e3, (embedded - preprocessed) * 1e3
+        share = 1 / len(images)
+        preprocess_ms, embed_ms = (preprocessed - started) * 1e3 * share, embed_ms * share
+        copies = copies.times(share) if copies else None
         return [
-            self._verdict(image.shape[:2], of_image, preprocess_ms / len(images), embed_ms / len(images))
+            self._verdict(image.shape[:2], of_image, preprocess_ms, embed_ms, copies)
             for image, of_image in zip(images, scores, strict=True)
         ]
 
@@ -286,11 +300,16 @@ class AnomalyDetector:
         return self._scorer.summarise(self._embedder.embed(prepared[None])[0])
 
     def _verdict(
-        self, original_hw: tuple[int, ...], scores: ImageScores, preprocess_ms: float, embed_ms: float
+        self,
+        original_hw: tuple[int, ...],
+        scores: ImageScores,
+        preprocess_ms: float,
+        embed_ms: float,
+        copies: CopyTimes | None,
     ) -> AnomalyResult:
         started = time.perf_counter()
         mask = scores.anomaly_map > self.pixel_threshold
-        regions = _regions(components(scores.anomaly_map, mask), original_hw, self.manifest.preprocess)
+        regions = found_regions(components(scores.anomaly_map, mask), original_hw, self.manifest.preprocess)
         map_ms = scores.map_ms + (time.perf_counter() - started) * 1e3
         return AnomalyResult(
             image_score=scores.image_score,
@@ -301,14 +320,26 @@ class AnomalyDetector:
             pixel_threshold=self.pixel_threshold,
             mask=mask,
             regions=regions,
-            timings=StageTimings(preprocess_ms, embed_ms, scores.search_ms, scores.verify_ms, map_ms),
+            timings=StageTimings(
+                preprocess_ms,
+                embed_ms,
+                scores.search_ms,
+                scores.verify_ms,
+                map_ms,
+                copies.host_to_device_ms if copies else None,
+                copies.device_to_host_ms if copies else None,
+            ),
             exactness=self.exactness,
             search=self.search,
             verified_patches=scores.verified_patches,
         )
 
 
-def _open_embedder(bundle: Bundle, settings: RunSettings) -> Embedder:
+def _open_embedder(bundle: Bundle, settings: RunSettings, engine: Engine | None) -> Embedder:
+    if engine is not None:
+        from pcrun.tensorrt_session import TensorRtEmbedder
+
+        return TensorRtEmbedder(engine, bundle.manifest.embedding)
     return open_embedder(
         bundle.embedder,
         bundle.manifest.embedding,
@@ -316,6 +347,7 @@ def _open_embedder(bundle: Bundle, settings: RunSettings) -> Embedder:
         precision=settings.precision,
         threads=settings.threads,
         spinning=settings.spinning,
+        beside=bundle.path,
     )
 
 
@@ -340,23 +372,3 @@ def _chosen(name: str, given: float | None, stored: ThresholdSpec | None) -> flo
     if stored is None:
         raise BundleError(f"The bundle has no {name}. Expected one from its build; pass --{name}.")
     return stored.value
-
-
-def _regions(
-    found: list[Component], original_hw: tuple[Any, ...], spec: PreprocessSpec
-) -> tuple[Region, ...]:
-    window = input_window((original_hw[0], original_hw[1]), spec)
-    return tuple(_region(component, window, spec.input_hw, original_hw) for component in found)
-
-
-def _region(
-    component: Component, window: Window, input_hw: tuple[int, int], original_hw: tuple[Any, ...]
-) -> Region:
-    scale_y, scale_x = window.height / input_hw[0], window.width / input_hw[1]
-    left, top = math.floor(window.x + component.x * scale_x), math.floor(window.y + component.y * scale_y)
-    right = math.ceil(window.x + (component.x + component.width) * scale_x)
-    bottom = math.ceil(window.y + (component.y + component.height) * scale_y)
-    left, right = max(0, left), min(original_hw[1], right)
-    top, bottom = max(0, top), min(original_hw[0], bottom)
-    area = max(1, round(component.area_px * scale_x * scale_y))
-    return Region(left, top, max(1, right - left), max(1, bottom - top), area, component.max_score)

@@ -15,7 +15,7 @@ from pcrun.search.graph import GraphSearch
 from pcrun.search.hnsw import HnswSearch, load_hnsw_index
 from pcrun.search.quantised import QuantisedSearch
 from pcrun.search.verifier import QuantisedVerifier
-from pcrun.session import GPU_PROVIDERS
+from pcrun.session import search_provider
 from pcrun.types import FloatArray, Int32Array
 
 
@@ -79,9 +79,7 @@ def _open_search(bundle: Bundle, settings: RunSettings) -> PatchSearch:
     if settings.search == "exact":
         return ExactSearch(rows, threads=threads)
     if settings.search == "exact_graph":
-        # An embedder that runs outside onnxruntime leaves the processor to it.
-        provider = settings.provider if settings.provider in GPU_PROVIDERS else "cpu"
-        return GraphSearch(rows, provider=provider, threads=threads)
+        return GraphSearch(rows, provider=search_provider(settings.provider), threads=threads)
     if settings.search == "hnsw":
         return _open_hnsw(bundle, settings)
     problem = quantised_problem(rows)

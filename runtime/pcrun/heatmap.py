@@ -47,7 +47,7 @@ class MapGeometry:
     @functools.cached_property
     def _supports(self) -> tuple[tuple[Int64Array, Int64Array], ...]:
         """First and one past the last pixel of each patch's weights, per axis."""
-        radius = _radius(self.sigma_px)
+        radius = gaussian_radius(self.sigma_px)
         return tuple(
             _support(patches, pixels, radius)
             for patches, pixels in zip(self.grid_hw, self.output_hw, strict=True)
@@ -68,7 +68,8 @@ def _support(patches: int, pixels: int, radius: int) -> tuple[Int64Array, Int64A
     )
 
 
-def _radius(sigma_px: float) -> int:
+def gaussian_radius(sigma_px: float) -> int:
+    """Pixels that the Gaussian reaches to each side; it is cut off there."""
     return int(_GAUSSIAN_TRUNCATE * sigma_px + 0.5) if sigma_px else 0
 
 
@@ -86,7 +87,7 @@ def anomaly_map(patch_scores: FloatArray, output_hw: tuple[int, int], sigma_px: 
     upsampled: FloatArray = cv2.resize(patch_scores, output_hw[::-1], interpolation=cv2.INTER_LINEAR)
     if sigma_px == 0:
         return upsampled
-    side = 2 * _radius(sigma_px) + 1
+    side = 2 * gaussian_radius(sigma_px) + 1
     smoothed: FloatArray = cv2.GaussianBlur(upsampled, (side, side), sigma_px, borderType=cv2.BORDER_REFLECT)
     return smoothed
 

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pcrun.debounce import Debounce
-from pcrun.detector import AnomalyDetector, EmbeddedImage
+from pcrun.detector import AnomalyDetector
 from pcrun.drift import DriftWatch
+from pcrun.embedded import EmbeddedImage
 from pcrun.errors import SourceError
 from pcrun.feed import Feed
 from pcrun.result import AnomalyResult

@@ -7,18 +7,24 @@ from pcrun.types import BoolArray, FloatArray
 
 @dataclass(frozen=True)
 class StageTimings:
-    """Milliseconds spent in each stage of one image (decoding belongs to the source)."""
+    """Milliseconds spent in each stage of one image (decoding belongs to the source).
+
+    Copies to and from a GPU are stages of their own, and None where nothing runs on one.
+    """
 
     preprocess_ms: float
     embed_ms: float
     search_ms: float
     verify_ms: float
     map_ms: float
+    host_to_device_ms: float | None = None
+    device_to_host_ms: float | None = None
 
     @property
     def total_ms(self) -> float:
         """Sum of all stages."""
-        return self.preprocess_ms + self.embed_ms + self.search_ms + self.verify_ms + self.map_ms
+        computing = self.preprocess_ms + self.embed_ms + self.search_ms + self.verify_ms + self.map_ms
+        return computing + (self.host_to_device_ms or 0.0) + (self.device_to_host_ms or 0.0)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class DetectorOptions:
     search: str = "auto"
     ef: int | None = None
     no_profile: bool = False
+    engine: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,7 @@ def load_detector(
             search=options.search,
             ef=options.ef,
             profile=not options.no_profile,
+            engine=options.engine,
             share_with=share_with,
         )
 
@@ -341,11 +343,15 @@ def stopped_by_signals(
 @contextlib.contextmanager
 def warnings_on_stderr() -> Iterator[None]:
     """Show library warnings as one plain line each."""
-    with warnings.catch_warnings(record=True) as caught:
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        say(f"warning: {message}")
+
+    with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
+        # At once: some of them say that minutes of waiting begin.
+        warnings.showwarning = show
         yield
-    for warning in caught:
-        say(f"warning: {warning.message}")
 
 
 def say(text: str) -> None:

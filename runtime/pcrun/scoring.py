@@ -6,15 +6,25 @@ scores and map out".
 
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from pcrun.certify import PatchDistances, Verifier, certify_mask, certify_maximum, certify_peak
+from pcrun.certify import (
+    PatchDistances,
+    PatchRows,
+    Verifier,
+    certify_mask,
+    certify_maximum,
+    certify_peak,
+)
+from pcrun.device_session import DeviceEmbeddings, DeviceRows
 from pcrun.heatmap import MapGeometry
 from pcrun.search import PatchSearch, RefiningSearch
-from pcrun.types import FloatArray, Int32Array
+from pcrun.search.graph import GraphSearch
+from pcrun.types import FloatArray, Int32Array, Int64Array
 
+Embeddings: TypeAlias = FloatArray | DeviceEmbeddings
 EXACTNESS_LEVELS = ("none", "image", "mask", "full")
 DEFAULT_EXACTNESS = "mask"
 
@@ -93,22 +103,31 @@ class PatchCoreScorer:
         self.search = search
         self.exactness = "full" if search.exact else exactness
 
-    def score(self, embeddings: FloatArray, *, pixel_threshold: float) -> ImageScores:
-        """Score the (patches, dim) float32 embeddings of one image, the mask at the given threshold."""
-        started = time.perf_counter()
-        distances, ids = self.search.nearest(embeddings)
-        search_ms = (time.perf_counter() - started) * 1e3
-        patches = PatchDistances.found(embeddings, distances, ids, exact=self.search.exact)
+    def score(self, embeddings: Embeddings, *, pixel_threshold: float) -> ImageScores:
+        """Score the embeddings of one image, the mask at the given threshold.
+
+        Args:
+            embeddings: (patches, dim) float32, or those of one image on the device of the search.
+            pixel_threshold: in L2 units.
+        """
+        distances, ids, search_ms = self._timed_search(embeddings)
+        rows = embeddings if isinstance(embeddings, np.ndarray) else DeviceRows(embeddings, 0)
+        patches = PatchDistances.found(rows, distances, ids, exact=self.search.exact)
         return self._finish(patches, pixel_threshold, search_ms)
 
-    def score_batch(self, embeddings: FloatArray, *, pixel_threshold: float) -> list[ImageScores]:
+    def score_batch(self, embeddings: Embeddings, *, pixel_threshold: float) -> list[ImageScores]:
         """Score (images, patches, dim) float32 embeddings: one search for all, then each image on its own."""
         images, per_image, dim = embeddings.shape
-        started = time.perf_counter()
-        distances, ids = self.search.nearest(embeddings.reshape(-1, dim))
-        search_ms = (time.perf_counter() - started) * 1e3 / images
+        together = embeddings.reshape(-1, dim) if isinstance(embeddings, np.ndarray) else embeddings
+        distances, ids, search_ms = self._timed_search(together)
+        search_ms /= images
         results = []
-        for number, image in enumerate(embeddings):
+        for number in range(images):
+            image: PatchRows
+            if isinstance(embeddings, np.ndarray):
+                image = embeddings[number]
+            else:
+                image = DeviceRows(embeddings, number)
             part = slice(number * per_image, (number + 1) * per_image)
             # Copies: results that outlive the batch must not keep all of it.
             found = (distances[part].copy(), ids[part].copy())
@@ -139,6 +158,21 @@ class PatchCoreScorer:
         self._certify_maximum(patches, self._verifier)
         image_score = self._image_score(patches)
         return ScoreSummary(image_score, certify_peak(patches, self._verifier, self._geometry), median)
+
+    def _timed_search(self, embeddings: Embeddings) -> tuple[FloatArray, Int64Array, float]:
+        """Distances, ids and milliseconds of a search, copies from a device not counted."""
+        started = time.perf_counter()
+        if isinstance(embeddings, np.ndarray):
+            distances, ids = self.search.nearest(embeddings)
+            return distances, ids, (time.perf_counter() - started) * 1e3
+        if not isinstance(self.search, GraphSearch):
+            raise ValueError(f"search {self.search.name!r} reads embeddings in the host's memory alone")
+        copied_before = embeddings.copies.total_ms
+        distances, ids = self.search.nearest_on_device(embeddings)
+        if self._neighbours is not None:
+            embeddings.host()  # Eq. 7 measures one patch again
+        copied = embeddings.copies.total_ms - copied_before
+        return distances, ids, (time.perf_counter() - started) * 1e3 - copied
 
     def _finish(self, patches: PatchDistances, pixel_threshold: float, search_ms: float) -> ImageScores:
         started = time.perf_counter()

@@ -61,25 +61,37 @@ class ArithmeticChange:
         built, here: "provider precision" of both.
         samples: golden samples scored.
         largest_difference: of an image score, relative as in `SampleCheck`.
+        flips: samples whose verdict is another, with both scores.
     """
 
     built: str
     here: str
     samples: int
     largest_difference: float
+    flips: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        verdicts = "all verdicts are the same"
+        if self.flips:
+            verdicts = f"{len(self.flips)} verdicts are others ({'; '.join(self.flips)})"
         return (
             f"the embedder runs on {self.here}, the build used {self.built}: image scores of the "
-            f"{self.samples} golden samples differ by at most {self.largest_difference:.2g} (relative), all "
-            "verdicts are the same"
+            f"{self.samples} golden samples differ by at most {self.largest_difference:.2g} (relative), "
+            f"{verdicts}"
         )
 
 
-def check_changed_arithmetic(detector: "AnomalyDetector") -> ArithmeticChange | None:
+def check_changed_arithmetic(
+    detector: "AnomalyDetector", *, allow_flips: bool = False, advice: str = ""
+) -> ArithmeticChange | None:
     """Score the golden samples where provider or precision are not the build's.
 
     Verdicts are those at the bundle's own threshold, whatever is in force.
+
+    Args:
+        detector: made from a bundle.
+        allow_flips: go on whatever changed; somebody looked at it.
+        advice: what else can be done about a change that is too large.
 
     Returns:
         What changed, or None where nothing did.
@@ -88,6 +100,22 @@ def check_changed_arithmetic(detector: "AnomalyDetector") -> ArithmeticChange | 
         BackendError: a verdict changes, or a score by more than any rounding.
         BundleError: the bundle holds no golden samples to measure with.
     """
+    change = _measured_change(detector)
+    if change is None or allow_flips:
+        return change
+    if change.flips or not change.largest_difference <= _LARGEST_DRIFT:
+        threshold = detector.manifest.scoring.threshold
+        raise BackendError(
+            f"The embedder on {change.here} gives other results than on {change.built}, which the build "
+            f"used: golden samples differ by up to {change.largest_difference:.2g} (relative), "
+            f"{'; '.join(change.flips) or 'no verdict changes'}; "
+            f"threshold {threshold.value if threshold else math.inf:.4f}. Expected equal verdicts; "
+            f"run it on {change.built}, or build the bundle for this device{advice}."
+        )
+    return change
+
+
+def _measured_change(detector: "AnomalyDetector") -> ArithmeticChange | None:
     spec, bundle = detector.manifest.embedding, detector.bundle
     # Bundles of the first schema do not name the provider, which was onnxruntime's.
     same_provider = detector.provider == spec.provider or (
@@ -99,7 +127,15 @@ def check_changed_arithmetic(detector: "AnomalyDetector") -> ArithmeticChange | 
     # Without a certificate a score may be wrong by the search alone, which is not what is asked here.
     judge = detector.with_exact_search() if detector.exactness == "none" else detector
     scores = [judge(_golden_image(bundle, sample)).image_score for sample in golden.samples]
-    change = ArithmeticChange(
+    threshold = detector.manifest.scoring.threshold
+    limit = threshold.value if threshold else math.inf
+    flips = tuple(
+        f"{sample.file} {score:.4f} in place of {sample.image_score:.4f}"
+        for score, sample in zip(scores, golden.samples, strict=True)
+        if (score > limit) != sample.is_anomalous
+        and not _close_to_threshold(sample.image_score, limit, golden.tolerance_relative)
+    )
+    return ArithmeticChange(
         built=f"{spec.provider or 'onnxruntime'} {spec.precision}",
         here=f"{detector.provider} {detector.precision}",
         samples=len(scores),
@@ -107,23 +143,8 @@ def check_changed_arithmetic(detector: "AnomalyDetector") -> ArithmeticChange | 
             _relative(score, sample.image_score, _smallest_scale(golden))
             for score, sample in zip(scores, golden.samples, strict=True)
         ),
+        flips=flips,
     )
-    threshold = detector.manifest.scoring.threshold
-    limit = threshold.value if threshold else math.inf
-    flipped = [
-        f"{sample.file} {score:.4f} in place of {sample.image_score:.4f}"
-        for score, sample in zip(scores, golden.samples, strict=True)
-        if (score > limit) != sample.is_anomalous
-        and not _close_to_threshold(sample.image_score, limit, golden.tolerance_relative)
-    ]
-    if flipped or not change.largest_difference <= _LARGEST_DRIFT:
-        raise BackendError(
-            f"The embedder on {change.here} gives other results than on {change.built}, which the build "
-            f"used: golden samples differ by up to {change.largest_difference:.2g} (relative), "
-            f"{'; '.join(flipped) or 'no verdict changes'}; threshold {limit:.4f}. Expected equal verdicts; "
-            f"run it on {change.built}, or build the bundle for this device."
-        )
-    return change
 
 
 def run_selftest(detector: "AnomalyDetector") -> SelftestReport:

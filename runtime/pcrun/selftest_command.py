@@ -21,6 +21,7 @@ def selftest(
     threads: int,
     no_profile: bool,
     as_json: bool,
+    engine: Path | None = None,
 ) -> int:
     """Replay the golden samples and print what came out; returns the exit code."""
     bundle = Bundle.load(find_bundle(bundle_path))
@@ -35,6 +36,7 @@ def selftest(
             threshold=limit,
             pixel_threshold=limit,
             profile=not no_profile,
+            engine=engine,
         )
     report = run_selftest(detector)
     if as_json:

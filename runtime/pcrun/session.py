@@ -7,7 +7,9 @@ import importlib.metadata
 import importlib.util
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pcrun.embedder import Embedder, GraphEmbedder, first_line
@@ -40,7 +42,9 @@ PROVIDERS = {
         ProviderSpec("openvino", None, "openvino"),
     )
 }
-GPU_PROVIDERS = ("cuda", "tensorrt")
+# A native engine (`--engine`), which TensorRT runs without onnxruntime.
+ENGINE_PROVIDER = "tensorrt-engine"
+GPU_PROVIDERS = ("cuda", "tensorrt", ENGINE_PROVIDER)
 # What `auto` tries, in this order, among the providers this onnxruntime was built with.
 _AUTO_ORDER = ("cuda", "cpu")
 _ONNXRUNTIME_DISTRIBUTIONS = (
@@ -60,6 +64,7 @@ def open_embedder(
     threads: int = 0,
     precision: str | None = None,
     spinning: bool = True,
+    beside: Path | None = None,
 ) -> Embedder:
     """Open `embedder.onnx` on a provider.
 
@@ -70,6 +75,7 @@ def open_embedder(
         threads: threads within an operator; 0 is one per available core.
         precision: "bf16" computes an fp32 graph in bfloat16; None is the bundle's own precision.
         spinning: see `open_graph`; OpenVINO's threads have a way of their own.
+        beside: the bundle; TensorRT's engines are kept beside it.
 
     Raises:
         BackendError: the provider is missing, does not work here, or does not compute in that precision.
@@ -86,7 +92,35 @@ def open_embedder(
             "each one, which is slower than float32. Expected a GPU; build with --precision fp32 or int8.",
             stacklevel=2,
         )
+    if provider in GPU_PROVIDERS:
+        from pcrun.device_session import DeviceEmbedder
+
+        options = _engine_options(model, precision, beside) if provider == "tensorrt" else None
+        return DeviceEmbedder(
+            model, spec, provider=provider, threads=threads, spinning=spinning, options=options
+        )
     return OnnxEmbedder(model, spec, provider=provider, threads=threads, spinning=spinning)
+
+
+def _engine_options(model: bytes, precision: str, beside: Path | None) -> dict[str, str]:
+    from pcrun.tensorrt_cache import tensorrt_options
+
+    version = str(import_onnxruntime().__version__)
+    return tensorrt_options(model, precision=precision, onnxruntime=version, beside=beside)
+
+
+def search_provider(provider: str) -> str:
+    """What onnxruntime runs the exact search on, beside an embedder on some provider.
+
+    TensorRT's embedder is beside CUDA's search: an engine that holds the memory bank would be built anew for
+    each bank, and might round its products. An embedder outside onnxruntime may be beside an onnxruntime
+    without CUDA.
+    """
+    if provider in ("cuda", "tensorrt"):
+        return "cuda"
+    if provider == ENGINE_PROVIDER and PROVIDERS["cuda"].onnxruntime_name in _available(import_onnxruntime()):
+        return "cuda"
+    return "cpu"
 
 
 def resolve_precision(stored: str, provider: str, wanted: str | None = None) -> str:
@@ -126,6 +160,7 @@ class OnnxEmbedder(GraphEmbedder):
         provider: str = "auto",
         threads: int = 0,
         spinning: bool = True,
+        options: Mapping[str, str] | None = None,
     ) -> None:
         """Create the session.
 
@@ -136,6 +171,7 @@ class OnnxEmbedder(GraphEmbedder):
                 the CPU).
             threads: threads within an operator; 0 is one per available core.
             spinning: see `open_graph`.
+            options: of the provider.
 
         Raises:
             BackendError: onnxruntime or the provider is missing or does not work here.
@@ -143,7 +179,9 @@ class OnnxEmbedder(GraphEmbedder):
         super().__init__(spec, threads=threads)
         self.provider = resolve_provider(provider)
         self.precision = resolve_precision(spec.precision, self.provider)
-        self._session = open_graph(model, provider=self.provider, threads=self.threads, spinning=spinning)
+        self._session = open_graph(
+            model, provider=self.provider, threads=self.threads, spinning=spinning, options=options
+        )
 
     def _compute(self, images: UInt8Array) -> FloatArray:
         try:
@@ -214,7 +252,14 @@ def _resolve_openvino() -> str:
     return "openvino"
 
 
-def open_graph(model: bytes, *, provider: str, threads: int, spinning: bool = True) -> Any:
+def open_graph(
+    model: bytes,
+    *,
+    provider: str,
+    threads: int,
+    spinning: bool = True,
+    options: Mapping[str, str] | None = None,
+) -> Any:
     """A session that runs a graph on the provider asked for and on no other.
 
     Args:
@@ -223,6 +268,7 @@ def open_graph(model: bytes, *, provider: str, threads: int, spinning: bool = Tr
         threads: within an operator.
         spinning: whether idle threads wait for work busily while the graph runs: quicker from one operator
             to the next. They never do so between runs, where search needs the cores.
+        options: of the provider, beside those that are always set.
 
     Raises:
         BackendError: the provider does not work here, or cannot run the graph.
@@ -231,7 +277,7 @@ def open_graph(model: bytes, *, provider: str, threads: int, spinning: bool = Tr
     spec = PROVIDERS[provider]
     if spec.onnxruntime_name is None:
         raise ValueError(f"provider {provider!r} is not one of onnxruntime's")
-    session = _open(onnxruntime, model, spec, threads, spinning)
+    session = _open(onnxruntime, model, spec, _session_options(onnxruntime, threads, spinning), options or {})
     # onnxruntime goes on with the CPU when a GPU provider fails to start, with no more than a log line.
     if session.get_providers()[0] != spec.onnxruntime_name:
         raise BackendError(
@@ -241,24 +287,32 @@ def open_graph(model: bytes, *, provider: str, threads: int, spinning: bool = Tr
     return session
 
 
-def _open(onnxruntime: Any, model: bytes, spec: ProviderSpec, threads: int, spinning: bool) -> Any:
+def _session_options(onnxruntime: Any, threads: int, spinning: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     # Left alone they would spin on for milliseconds after a run.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Warnings about a provider that cannot start become the BackendError above.
+    # Warnings about a provider that cannot start become the BackendError of `open_graph`.
     options.log_severity_level = 3
-    providers: list[Any] = [_with_options(spec)]
+    return options
+
+
+def _open(
+    onnxruntime: Any, model: bytes, spec: ProviderSpec, session: Any, options: Mapping[str, str]
+) -> Any:
+    providers: list[Any] = [_with_options(spec, options)]
     if spec.name == "tensorrt":
-        providers.append(_with_options(PROVIDERS["cuda"]))
+        # The one way to keep this provider from TF32, which rounds to 10 bits (onnxruntime issue 26029).
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+        providers.append(_with_options(PROVIDERS["cuda"], {}))
     if spec.name != "cpu":
         providers.append(PROVIDERS["cpu"].onnxruntime_name)
     try:
         # Without this onnxruntime goes on with another provider when one fails, with a print to stdout.
         return onnxruntime.InferenceSession(
-            model, sess_options=options, providers=providers, enable_fallback=0
+            model, sess_options=session, providers=providers, enable_fallback=0
         )
     except Exception as error:  # onnxruntime raises its own unexported types
         raise BackendError(
@@ -268,11 +322,11 @@ def _open(onnxruntime: Any, model: bytes, spec: ProviderSpec, threads: int, spin
         ) from error
 
 
-def _with_options(spec: ProviderSpec) -> Any:
+def _with_options(spec: ProviderSpec, options: Mapping[str, str]) -> Any:
     # TF32 would round the products of distances to 10 bits without a word.
-    if spec.name == "cuda":
-        return spec.onnxruntime_name, {"use_tf32": "0"}
-    return spec.onnxruntime_name
+    always = {"use_tf32": "0"} if spec.name == "cuda" else {}
+    chosen = {**always, **options}
+    return (spec.onnxruntime_name, chosen) if chosen else spec.onnxruntime_name
 
 
 def _available(onnxruntime: Any) -> list[str]:

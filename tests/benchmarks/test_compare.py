@@ -16,6 +16,7 @@ from pcbench.compare.statistics import (
     autocorrelation_time,
     block_medians,
     compare,
+    compare_runs,
     holm,
 )
 
@@ -56,6 +57,35 @@ def test_noise_alone_is_called_a_difference_no_more_often_than_stated(lag_1: flo
 @pytest.mark.parametrize("lag_1, least", [(0.0, 0.99), (0.5, 0.95), (0.8, 0.7)])
 def test_a_planted_tenth_is_found(lag_1: float, least: float) -> None:
     assert share_found(lag_1, factor=1.1, comparisons=100) >= least
+
+
+def process_runs(rng: np.random.Generator, processes: int, factor: float = 1.0) -> list[list[float]]:
+    """Processes of one program, which differ by 3 % among each other."""
+    return [
+        (factor * np.exp(rng.normal(0, 0.03)) * latencies(rng, queries=100)).tolist()
+        for _ in range(processes)
+    ]
+
+
+def test_differences_between_processes_of_one_program_are_no_difference() -> None:
+    rng = np.random.default_rng(11)
+    apart, together = 0, 0
+    for _ in range(COMPARISONS):
+        old, new = process_runs(rng, 5), process_runs(rng, 5)
+        together += compare_runs(old, new).p_differs <= 0.05
+        single = compare(old[0], new[0])
+        apart += single is not None and single.p_differs <= 0.05
+    assert together / COMPARISONS <= binom.ppf(0.999, COMPARISONS, 0.05) / COMPARISONS
+    # Single processes do not allow that: what the test above protects from is really there.
+    assert apart / COMPARISONS > 0.2
+
+
+def test_a_planted_tenth_is_found_among_processes_that_differ() -> None:
+    rng = np.random.default_rng(12)
+    found = [
+        compare_runs(process_runs(rng, 5), process_runs(rng, 5, 1.1)).p_differs <= 0.05 for _ in range(200)
+    ]
+    assert np.mean(found) >= 0.95
 
 
 def test_intervals_hold_the_true_ratio() -> None:
@@ -154,6 +184,23 @@ def test_one_slower_cell_among_several(
     assert main(["compare", str(old), str(new), "--fail-above", "10"]) == 0
     assert main(["compare", str(new), str(old), "--fail-above", "3"]) == 0
     assert "2 faster" in capsys.readouterr().out
+
+
+def test_runs_of_a_cell_are_compared_as_processes(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in (1, 2, 3):
+        old, new = write("old", run=run), write("new", run=run, factor=1.3)
+    assert main(["compare", str(old), str(new), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {(*pair["processes"], *pair["queries"]) for pair in found["pairs"]} == {(3, 3, 900, 900)}
+    assert {pair["verdict"] for pair in found["pairs"]} == {"slower"} and not found["notes"]
+    for run in (2, 3):
+        (old / f"{run}.json").unlink()
+    assert main(["compare", str(old), str(new), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {tuple(pair["processes"]) for pair in found["pairs"]} == {(1, 3)}
+    assert "measured in one process" in found["notes"][0]
 
 
 def test_a_cell_that_cannot_run_any_more_fails(

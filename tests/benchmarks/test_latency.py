@@ -130,6 +130,12 @@ def test_every_cell_has_a_file_of_its_own(tiny_bundle: Path) -> None:
     assert isinstance(cells[0].settings, Settings)
 
 
+def test_further_runs_follow_when_all_cells_had_theirs(tiny_bundle: Path) -> None:
+    cells = plan([tiny_bundle], Axes(["cpu"], [1, 2], ["bundle"], ["mask"], [1], runs=2))
+    assert [(cell.settings.threads, cell.settings.run) for cell in cells] == [(1, 1), (2, 1), (1, 2), (2, 2)]
+    assert [cell.settings.name.endswith("-run2") for cell in cells] == [False, False, True, True]
+
+
 def test_bundles_of_one_name_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     axes = Axes(("cpu",), (0,), ("bundle",), ("mask",), (1,))
     with pytest.raises(BundleError, match="rename one"):

@@ -10,6 +10,7 @@ import pytest
 
 from pcbench.cli import main
 from pcbench.readme import BEGIN, END, render
+from pcbench.results import one_line_numbers
 from pcexport.demo_parts import generate_parts
 from pcrun.image_io import encode_png
 
@@ -128,6 +129,42 @@ def test_readme_gets_the_figures_between_its_marker_lines(
     row = next(line for line in readme.read_text().splitlines() if line.startswith("| 200 | normal"))
     assert f" {total:.1f} " in row
     assert main([*arguments, "--check"]) == 0
+
+
+def test_readme_has_a_row_for_each_bundle_of_a_sweep(tiny_bundle: Path, tmp_path: Path) -> None:
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    sweep = results / "latency-tiny"
+    asked = [
+        "--threads",
+        "1",
+        "--exactness",
+        "mask",
+        "--exactness",
+        "full",
+        "--duration",
+        "0",
+        "--queries",
+        "20",
+    ]
+    assert main(["latency", "--bundle", str(tiny_bundle), *asked, "-o", str(sweep)]) == 0
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    assert main(["readme", "--readme", str(readme), "--results", str(results)]) == 0
+    (row,) = [line for line in readme.read_text().splitlines() if line.startswith("| tiny_conv")]
+    medians = []
+    for level in ("mask", "full"):
+        (path,) = sweep.glob(f"*-{level}-*.json")
+        data = json.loads(path.read_text())
+        assert '"samples_ms": [' in path.read_text() and ",\n    0." not in path.read_text()
+        found = [c["scenarios"]["single-stream"]["latency_ms"]["median"] for c in data["contents"]]
+        medians.append(", ".join(f"{value:.1f}" for value in found))
+    assert [cell.strip() for cell in row.split("|")[3:5]] == medians
+
+
+def test_numbers_stand_on_one_line_and_mean_the_same() -> None:
+    content = {"a": [1.5, -2e-7, 3], "b": [[1, 2], ["x", 1]], "c": [], "d": "[\n 1,\n 2\n]"}
+    text = one_line_numbers(json.dumps(content, indent=1))
+    assert json.loads(text) == content
+    assert "[1.5,-2e-07,3]" in text
 
 
 def test_a_foreign_file_among_the_results_is_refused(

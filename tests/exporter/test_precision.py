@@ -32,18 +32,19 @@ from pcexport.config import BuildConfig
 from pcexport.demo_parts import generate_parts
 from pcexport.errors import BuildError
 from pcexport.float16 import to_float16
-from pcexport.graph import BACKBONE, in_backbone
+from pcexport.graph import BACKBONE, OUTPUT_NAME, in_backbone
 from pcexport.network import TracedNetwork
 from pcexport.operators import unsafe_operators
 from pcexport.precision import require_precision
 from pcexport.quantise import CalibrationImages, quantise, quantised_nodes
 from pcexport.reduction import fit_reduction, fold_reduction
+from pcexport.tensorrt_rules import quantisation_problems
 from pcrun import AnomalyDetector, BackendError, Bundle
 from pcrun.cli import main as pcrun
-from pcrun.image_io import encode_png
+from pcrun.image_io import encode_png, read_image
 from pcrun.manifest import PRECISIONS, ThresholdSpec
 from pcrun.onnx_file import check_onnx
-from pcrun.preprocess import PreprocessSpec
+from pcrun.preprocess import PreprocessSpec, preprocess
 from pcrun.session import open_embedder
 
 SIDE = 64
@@ -184,6 +185,72 @@ def test_int8_keeps_an_open_batch(dynamic: TracedNetwork, images: list[np.ndarra
     together = embeddings(model, dynamic, images, precision="int8")
     alone = embeddings(model, dynamic, images[:1], precision="int8")
     assert together.shape == (6, 64, 384) and np.allclose(together[0], alone[0], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def biased(network: TracedNetwork) -> TracedNetwork:
+    """With biases, as trained weights have them."""
+    model = onnx.load_from_string(network.onnx)
+    rng = np.random.default_rng(2)
+    widths = {t.name: t.dims[0] for t in model.graph.initializer}
+    for number, conv in enumerate(node for node in model.graph.node if node.op_type == "Conv"):
+        del conv.input[2:]
+        conv.input.append(f"bias{number}")
+        bias = rng.normal(0, 0.1, widths[conv.input[1]]).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(bias, f"bias{number}"))
+    return dataclasses.replace(network, onnx=model.SerializeToString())
+
+
+def test_signed_int8_is_all_that_tensorrt_takes_and_as_close_to_float32(
+    biased: TracedNetwork, images: list[np.ndarray]
+) -> None:
+    signed, unsigned = (quantise(biased.onnx, images, batch=1, signed=signed) for signed in (True, False))
+    assert quantisation_problems(onnx.load_from_string(signed)) == []
+    assert quantisation_problems(onnx.load_from_string(unsigned)) != []
+    assert check_onnx(signed, name="embedder.onnx") and unsafe_operators(onnx.load_from_string(signed)) == []
+    reference = embeddings(biased.onnx, biased, images)
+    errors = [
+        relative_error(reference, embeddings(m, biased, images, precision="int8")) for m in (signed, unsigned)
+    ]
+    # One bit less for activations that are never negative.
+    assert errors[0] < 0.15 and errors[0] < 2 * errors[1]
+
+
+def test_signed_int8_rounds_where_nvidia_recommends(biased: TracedNetwork, images: list[np.ndarray]) -> None:
+    model = quantise(biased.onnx, images, batch=1, signed=True)
+    nodes, types = nodes_of(model), types_of(model)
+    producer = {name: node for group in nodes.values() for node in group for name in node.output}
+    for conv in nodes["Conv"][1:]:
+        activation, weight, bias = conv.input
+        assert producer[activation].op_type == producer[weight].op_type == "DequantizeLinear"
+        assert types[bias] == TensorProto.FLOAT and bias not in producer
+    for node in nodes["Add"]:
+        assert sorted(producer[name].op_type for name in node.input) == ["Conv", "DequantizeLinear"]
+    read = {name for group in nodes.values() for node in group for name in node.input}
+    unread = [name for name in producer if name not in read]
+    assert unread == [OUTPUT_NAME]
+
+
+@pytest.mark.realdata
+def test_signed_int8_moves_real_patches_hardly_more_than_unsigned(realdata_dir: Path) -> None:
+    config = BuildConfig(weights=str(realdata_dir / "weights/resnet18_torchvision_conv1-layer3.pth"))
+    spec = PreprocessSpec(224, 224, 224, 224)
+    network = network_module.trace_network(config, spec)
+    files = sorted((realdata_dir / "mtd/MT_Free").rglob("*.jpg"))[::100]
+    tiles = [preprocess(read_image(file, white_level_16bit=65535), spec) for file in files]
+    fitted, seen = tiles[::2], tiles[1::2]
+    reference = embeddings(network.onnx, network, seen)
+    errors = {
+        signed: relative_error(
+            reference,
+            embeddings(
+                quantise(network.onnx, fitted, batch=1, signed=signed), network, seen, precision="int8"
+            ),
+        )
+        for signed in (True, False)
+    }
+    # Twice as coarse where activations are never negative, equal in the weights.
+    assert errors[True] < 1.5 * errors[False] < 0.3
 
 
 def test_calibration_fills_the_last_batch_with_its_last_image(images: list[np.ndarray]) -> None:

@@ -151,6 +151,15 @@ def test_operators_are_on_the_tensorrt_list_and_the_graph_agrees(
     assert max_relative_error(data, module, hw, 1) < 1e-4
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_graph_that_reads_its_batch_from_the_image_agrees_too(batch: int) -> None:
+    module = module_of("mobilenet_v3_small", (32, 32))
+    data = trace(module, (32, 32), batch=None)
+    readers = {node.op_type for node in onnx.load_from_string(data).graph.node if INPUT_NAME in node.input}
+    assert readers == {"Cast"}  # what TensorRT takes
+    assert max_relative_error(data, module, (32, 32), batch) < 1e-4
+
+
 class UnsafeExtractor(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         return [images.cumsum(dim=3)]

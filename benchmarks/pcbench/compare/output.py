@@ -57,10 +57,11 @@ def _pair(pair: Pair) -> dict[str, Any]:
     old, new = pair.medians_ms
     known = pair.difference
     return {
-        **pair.new.asked,
-        "content": pair.new.content,
-        "scenario": pair.new.scenario,
-        "queries": [len(pair.old.samples_ms), len(pair.new.samples_ms)],
+        **pair.new[0].asked,
+        "content": pair.new[0].content,
+        "scenario": pair.new[0].scenario,
+        "processes": [len(side) for side in pair.sides],
+        "queries": [sum(len(cell.samples_ms) for cell in side) for side in pair.sides],
         "median_ms": [old, new],
         "change": known.ratio - 1 if known else None,
         "change_low": known.interval[0] - 1 if known else None,

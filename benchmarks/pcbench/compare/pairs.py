@@ -1,13 +1,13 @@
 """The job behind `pcbench compare`: pair cells, compare each pair, say what is certain."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pcbench.compare.statistics import CONFIDENCE, Difference, compare, holm
+from pcbench.compare.statistics import CONFIDENCE, Difference, compare, compare_runs, holm
 from pcbench.latency.load import Measured, NotRun, cells_of, is_latency, read_json, shown_settings
 from pcrun.errors import PcError
 
@@ -19,14 +19,14 @@ class Pair:
     """One kind of image under the same settings, before and after.
 
     Attributes:
-        old, new: what was measured.
+        old, new: what was measured, a process each.
         difference: None where a series is too short.
         p_adjusted: of a difference, over all pairs; None without one.
         above: whether it is slower by more than was allowed, with confidence; None where nothing was asked.
     """
 
-    old: Measured
-    new: Measured
+    old: list[Measured]
+    new: list[Measured]
     difference: Difference | None
     p_adjusted: float | None = None
     above: bool | None = None
@@ -43,12 +43,18 @@ class Pair:
     @property
     def title(self) -> str:
         """Settings and kind of image."""
-        return f"{shown_settings(self.new.asked)}; {self.new.content}"
+        return f"{shown_settings(self.new[0].asked)}; {self.new[0].content}"
 
     @property
     def medians_ms(self) -> tuple[float, float]:
         """Of all latencies, old and new."""
-        return float(np.median(self.old.samples_ms)), float(np.median(self.new.samples_ms))
+        old, new = (float(np.median(np.concatenate([cell.samples_ms for cell in s]))) for s in self.sides)
+        return old, new
+
+    @property
+    def sides(self) -> tuple[list[Measured], list[Measured]]:
+        """Old and new."""
+        return self.old, self.new
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Compared:
 class Side:
     """One folder or file."""
 
-    measured: dict[tuple[Any, ...], Measured] = field(default_factory=dict)
+    measured: dict[tuple[Any, ...], list[Measured]] = field(default_factory=dict)
     not_run: list[NotRun] = field(default_factory=list)
 
 
@@ -92,7 +98,7 @@ def compare_results(old: Path, new: Path, *, fail_above_pct: float | None = None
     broken = [
         f"{shown_settings(cell.asked)}: {cell.error}"
         for cell in after.not_run
-        if any(kept.asked == cell.asked for kept in before.measured.values())
+        if any(kept[0].asked == cell.asked for kept in before.measured.values())
     ]
     if not keys and not broken:
         raise PcError(
@@ -100,14 +106,15 @@ def compare_results(old: Path, new: Path, *, fail_above_pct: float | None = None
             "images, and bundles of the same file names."
         )
     pairs = judged([(before.measured[key], after.measured[key]) for key in keys], fail_above_pct)
-    return Compared(pairs, fail_above_pct, broken, [*_unpaired(before, after), *_unlike(pairs)])
+    notes = [*_unpaired(before, after), *_unlike(pairs), *_single_processes(pairs)]
+    return Compared(pairs, fail_above_pct, list(dict.fromkeys(broken)), notes)
 
 
 def read_side(path: Path) -> Side:
     """All cells of a folder or file.
 
     Raises:
-        PcError: there is none, or two have the same settings.
+        PcError: there is none, or two have the same settings and number of the run.
     """
     side = Side()
     for file, data in read_json([path]):
@@ -118,20 +125,24 @@ def read_side(path: Path) -> Side:
             side.not_run.append(cells)
             continue
         for cell in cells:
-            if cell.key in side.measured:
-                raise PcError(
-                    f"{file.name} and {side.measured[cell.key].file} hold the same settings. "
-                    "Expected each once; take one away."
-                )
-            side.measured[cell.key] = cell
+            runs = side.measured.setdefault(cell.key, [])
+            for other in runs:
+                if other.run == cell.run:
+                    raise PcError(
+                        f"{file.name} and {other.file} hold the same settings and run. Expected each once; "
+                        "take one away."
+                    )
+            runs.append(cell)
     if not side.measured and not side.not_run:
         raise PcError(f"{path} holds no latencies. Expected results of `pcbench latency`.")
     return side
 
 
-def judged(pairs: Sequence[tuple[Measured, Measured]], fail_above_pct: float | None) -> list[Pair]:
+def judged(
+    pairs: Sequence[tuple[list[Measured], list[Measured]]], fail_above_pct: float | None
+) -> list[Pair]:
     """Compare each pair; what is certain is so for all of them together (Holm)."""
-    found = [compare(old.samples_ms, new.samples_ms) for old, new in pairs]
+    found = [_compared(old, new) for old, new in pairs]
     known = [difference for difference in found if difference is not None]
     differs = iter(holm([difference.p_differs for difference in known]))
     factor = 1 + (fail_above_pct or 0) / 100
@@ -148,10 +159,26 @@ def judged(pairs: Sequence[tuple[Measured, Measured]], fail_above_pct: float | N
     return result
 
 
+def _compared(old: list[Measured], new: list[Measured]) -> Difference | None:
+    """By the processes where both sides have several, else by the first ones' blocks."""
+    if min(len(old), len(new)) > 1:
+        return compare_runs([cell.samples_ms for cell in old], [cell.samples_ms for cell in new])
+    return compare(old[0].samples_ms, new[0].samples_ms)
+
+
+def _single_processes(pairs: Sequence[Pair]) -> list[str]:
+    if all(min(map(len, pair.sides)) > 1 for pair in pairs):
+        return []
+    return [
+        "a side was measured in one process: two processes of the same program may differ by some percent, "
+        "which cannot be told from a change; measure both with `pcbench latency --runs 5`"
+    ]
+
+
 def _unpaired(before: Side, after: Side) -> list[str]:
     notes = []
     for name, mine, other in (("OLD", before, after), ("NEW", after, before)):
-        for key, cell in mine.measured.items():
+        for key, (cell, *_) in mine.measured.items():
             if key not in other.measured and all(cell.asked != n.asked for n in other.not_run):
                 notes.append(f"only in {name}: {shown_settings(cell.asked)}; {cell.content}")
     return notes
@@ -159,14 +186,17 @@ def _unpaired(before: Side, after: Side) -> list[str]:
 
 def _unlike(pairs: Sequence[Pair]) -> list[str]:
     """What else than the code differs: it may be the cause."""
-    notes = []
-    for name, key in (("machines", "machine"), ("versions of the software", "versions")):
-        if any(pair.old.whole[key] != pair.new.whole[key] for pair in pairs):
-            notes.append(f"the {name} differ")
-    if any(pair.old.whole["bundle"]["digest"] != pair.new.whole["bundle"]["digest"] for pair in pairs):
-        notes.append("bundles of one name differ in their content")
-    if any(pair.old.whole.get("content_sha256") != pair.new.whole.get("content_sha256") for pair in pairs):
-        notes.append("other images were scored")
-    if any(pair.old.whole["settings"] != pair.new.whole["settings"] for pair in pairs):
-        notes.append("what was asked for led to other real settings")
-    return notes
+    looked_at: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
+        ("the machines differ", lambda whole: whole["machine"]),
+        ("the versions of the software differ", lambda whole: whole["versions"]),
+        ("bundles of one name differ in their content", lambda whole: whole["bundle"]["digest"]),
+        ("other images were scored", lambda whole: whole.get("content_sha256")),
+        ("what was asked for led to other real settings", lambda whole: whole["settings"]),
+    ]
+    return [
+        note
+        for note, fact in looked_at
+        if any(
+            fact(cell.whole) != fact(pair.old[0].whole) for pair in pairs for s in pair.sides for cell in s
+        )
+    ]

@@ -4,6 +4,9 @@ Latencies are not independent: a clock that falls, or a neighbour that wakes up,
 Tests that take them for independent (Mann-Whitney, a plain bootstrap) then see differences where there are
 none. So each series is cut into few long blocks (batch means; Conway 1963), long enough for their medians to
 be nearly independent, and the logarithms of those medians are compared by Welch's t-test.
+
+Two processes of the same program differ, too: where memory lies, what the machine did before. Where both
+sides were measured in several, the blocks are the processes.
 """
 
 import math
@@ -76,8 +79,21 @@ def compare(old_ms: Sequence[float], new_ms: Sequence[float]) -> Difference | No
         old_ms, new_ms: in the order of the queries, > 0.
     """
     old, new = block_medians(old_ms), block_medians(new_ms)
-    if old is None or new is None:
-        return None
+    return None if old is None or new is None else _welch(old, new)
+
+
+def compare_runs(old_ms: Sequence[Sequence[float]], new_ms: Sequence[Sequence[float]]) -> Difference:
+    """Compare two sides of at least two processes each, by the medians of the processes.
+
+    Args:
+        old_ms, new_ms: latencies of each process, > 0.
+    """
+    old, new = (np.log([np.median(samples) for samples in side]) for side in (old_ms, new_ms))
+    return _welch(old, new)
+
+
+def _welch(old: Floats, new: Floats) -> Difference:
+    """Compare the means of two samples of logarithms, of at least two values each."""
     shares = np.array([old.var(ddof=1) / len(old), new.var(ddof=1) / len(new)])
     within = np.array([len(old) - 1, len(new) - 1])
     spread = float(shares.sum())

@@ -33,6 +33,7 @@ class Settings:
         batch: images per query.
         device_profile: whether one may be used.
         duration_s, queries: shortest time and fewest queries of each kind of image.
+        run: 1 and up: the same measurement again, in another process.
     """
 
     bundle: str
@@ -44,13 +45,15 @@ class Settings:
     device_profile: bool
     duration_s: float
     queries: int
+    run: int = 1
 
     @property
     def name(self) -> str:
         """The cell's file name without suffix."""
         threads = f"{self.threads}threads" if self.threads else "threads"
         parts = (self.bundle, self.provider, threads, self.precision, self.exactness, f"batch{self.batch}")
-        return "-".join((*parts, *(("profile",) if self.device_profile else ())))
+        again = (f"run{self.run}",) if self.run > 1 else ()
+        return "-".join((*parts, *(("profile",) if self.device_profile else ()), *again))
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,13 @@ class Axes:
     device_profile: bool = False
     duration_s: float = 10.0
     queries: int = 100
+    runs: int = 1
 
 
 def plan(bundles: Sequence[Path], axes: Axes) -> list[Cell]:
     """Every combination, the bundle changing slowest; each value of an axis once.
+
+    All of it again for each further run: the runs of one cell lie apart in time, as those of two sweeps do.
 
     Raises:
         BundleError: a bundle is damaged, or two have one name.
@@ -95,17 +101,18 @@ def plan(bundles: Sequence[Path], axes: Axes) -> list[Cell]:
                 f"Two bundles are called {label}. Expected a name of its own for each, because results are "
                 "filed and paired by it; rename one."
             )
+    digests = {path: Bundle.load(path).digest for path in bundles}
     cells = []
-    for label, path in zip(labels, bundles, strict=True):
-        digest = Bundle.load(path).digest
+    named = list(zip(labels, bundles, strict=True))
+    for run, (label, path) in itertools.product(range(1, axes.runs + 1), named):
         for provider, threads in itertools.product(unique(axes.providers), unique(axes.threads)):
             for precision, exactness in itertools.product(unique(axes.precisions), unique(axes.exactness)):
                 for batch in unique(axes.batches):
                     settings = Settings(
                         label, provider, threads, precision, exactness, batch,
-                        axes.device_profile, axes.duration_s, axes.queries,
+                        axes.device_profile, axes.duration_s, axes.queries, run,
                     )  # fmt: skip
-                    cells.append(Cell(settings, path, digest))
+                    cells.append(Cell(settings, path, digests[path]))
     return cells
 
 

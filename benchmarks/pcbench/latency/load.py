@@ -23,6 +23,7 @@ class Measured:
         file: it was read from.
         asked: settings asked for, by the names of `PAIRED_BY`; those of a report of `pcrun bench` are the
             real ones.
+        run: which of several processes with the same settings; 1 where there is one.
         content: kind of image.
         scenario: of `COMPARED_SCENARIOS`.
         result: that scenario's, as `pcrun.bench.measure` gave it.
@@ -31,6 +32,7 @@ class Measured:
 
     file: str
     asked: dict[str, Any]
+    run: int
     content: str
     scenario: str
     result: dict[str, Any]
@@ -46,6 +48,11 @@ class Measured:
     def key(self) -> tuple[Any, ...]:
         """Equal for what may be compared."""
         return (*(self.asked[name] for name in PAIRED_BY), self.content, self.scenario)
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether the network was never trained: the manifest says "untrained" and the seed."""
+        return str(self.whole["bundle"]["weights"]).startswith("untrained")
 
     @property
     def warnings(self) -> list[str]:
@@ -102,7 +109,7 @@ def cells_of(file: Path, data: dict[str, Any]) -> list[Measured] | NotRun:
         if data.get("error") is not None:
             return NotRun(file.name, {name: data["asked"][name] for name in PAIRED_BY}, data["error"], data)
         return [
-            Measured(file.name, _asked(data, result), content["name"], scenario, result, data)
+            Measured(file.name, _asked(data, result), _run(data), content["name"], scenario, result, data)
             for content in data["contents"]
             for scenario, result in content["scenarios"].items()
             if scenario in COMPARED_SCENARIOS and _complete(result)
@@ -118,6 +125,11 @@ def _asked(data: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         return {name: data["asked"][name] for name in PAIRED_BY}
     real = {**data["settings"], "bundle": data["bundle"]["name"], "batch": result.get("images_per_query", 1)}
     return {name: real[name] for name in PAIRED_BY}
+
+
+def _run(data: dict[str, Any]) -> int:
+    run: int = data["asked"].get("run", 1) if "asked" in data else 1
+    return run
 
 
 def _complete(result: dict[str, Any]) -> bool:

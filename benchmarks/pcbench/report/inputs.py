@@ -98,7 +98,14 @@ def short_names(cells: Sequence[Measured]) -> list[str]:
     differing = [name for name in PAIRED_BY if len({str(cell.asked[name]) for cell in cells}) > 1] or [
         "bundle"
     ]
-    return [", ".join(_shown(name, cell.asked[name]) for name in differing) for cell in cells]
+    return [
+        ", ".join([*(_shown(name, cell.asked[name]) for name in differing), *_again(cell)]) for cell in cells
+    ]
+
+
+def _again(cell: Measured) -> list[str]:
+    """Named where a cell was measured several times; the first one as if it were alone."""
+    return [f"run {cell.run}"] if cell.run > 1 else []
 
 
 def _shown(name: str, value: Any) -> str:

@@ -13,10 +13,14 @@ from pcbench.latency.cell import PAIRED_BY
 from pcbench.latency.load import Measured
 from pcbench.report.drawing import INK, MUTED, SERIES, Key, new_axes
 from pcbench.report.inputs import Accuracy, Inputs, per_image_ms, short_names
-from pcrun.bench.stages import STAGES
+from pcrun.bench.stages import COPY_STAGES, STAGES
 
 _MOST_SERIES = len(SERIES)
+# Both directions between host and device, in one colour.
+_COPIES = "copies"
 _MOST_BARS = 24
+_MOST_TICKS = 6
+_WIDE_RANGE = 10
 _SHOWN_PERCENTILES = (0, 50, 90, 99, 99.9, 99.99)
 
 
@@ -106,14 +110,16 @@ def stage_plot(cells: Sequence[Measured]) -> Plot:
     left = len(shown) - _MOST_BARS
     shown = shown[:_MOST_BARS]
     names = [f"{name} · {cell.content}" for name, cell in zip(short_names(shown), shown, strict=True)]
+    copied = any(set(COPY_STAGES) & set(cell.result["stages"]) for cell in shown)
+    parts = (*STAGES, *((_COPIES,) if copied else ()))
 
     def draw(wide: bool) -> Figure:
         row = 46
         figure, axes = new_axes(wide=wide, height_px=row * len(shown) + 66, left_px=12)
         for position, (cell, name) in enumerate(zip(shown, names, strict=True)):
             start = 0.0
-            for stage, colour in zip(STAGES, SERIES, strict=False):
-                mean = float(cell.result["stages"][stage]["mean"])
+            for stage, colour in zip(parts, SERIES, strict=False):
+                mean = _mean(cell, stage)
                 axes.barh(position, mean, 0.42, start, color=colour)
                 start += mean
             style: dict[str, Any] = {"va": "bottom", "parse_math": False}
@@ -130,7 +136,13 @@ def stage_plot(cells: Sequence[Measured]) -> Plot:
     note = "Means of the stages, which add up to the mean latency inside the detector and the decoder."
     if left > 0:
         note += f" {left} more are in the tables."
-    return Plot("stages", "Stages", note, draw, [Key(i, stage) for i, stage in enumerate(STAGES)])
+    return Plot("stages", "Stages", note, draw, [Key(i, stage) for i, stage in enumerate(parts)])
+
+
+def _mean(cell: Measured, part: str) -> float:
+    stages = cell.result["stages"]
+    wanted = COPY_STAGES if part == _COPIES else (part,)
+    return sum(float(stages[stage]["mean"]) for stage in wanted if stage in stages)
 
 
 def bank_plot(cells: Sequence[Measured], content: str, number: int) -> list[Plot]:
@@ -138,10 +150,11 @@ def bank_plot(cells: Sequence[Measured], content: str, number: int) -> list[Plot
     series: dict[tuple[str, ...], list[Measured]] = {}
     for cell in cells:
         bundle = cell.whole["bundle"]
-        alike = [cell.asked[name] for name in PAIRED_BY if name != "bundle"]
+        alike = [cell.run, *(cell.asked[name] for name in PAIRED_BY if name != "bundle")]
         network = [bundle["backbone"], bundle["dim"], bundle["input_px"], cell.whole["settings"]["precision"]]
         series.setdefault(tuple(map(str, (*alike, *network))), []).append(cell)
     lines = [line for line in series.values() if len(set(map(bank_of, line))) > 1]
+    left = len(lines) - _MOST_SERIES
     lines = lines[:_MOST_SERIES]
     if not lines:
         return []
@@ -155,8 +168,17 @@ def bank_plot(cells: Sequence[Measured], content: str, number: int) -> list[Plot
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, marker="o", markersize=5)
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        sizes = sorted({bank_of(cell) for line in lines for cell in line})
+        if len(sizes) <= _MOST_TICKS:
+            axes.set_xticks(sizes)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.set_ylim(bottom=0)
+        medians = [float(c.result["latency_ms"]["median"]) for line in lines for c in line]
+        if max(medians) > _WIDE_RANGE * min(medians):
+            # Brute force beside everything else: on a linear axis all others would be one line.
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        else:
+            axes.set_ylim(bottom=0)
         axes.set_xlabel("entries of the memory bank")
         axes.set_ylabel("median ms per query")
         return figure
@@ -165,6 +187,8 @@ def bank_plot(cells: Sequence[Measured], content: str, number: int) -> list[Plot
     names = short_names(firsts) if len(firsts) > 1 else [f"{firsts[0].asked['provider']}"]
     keys = [Key(i, name) for i, name in enumerate(names)]
     note = "Bundles of the same network and settings, with memory banks of several sizes."
+    if left > 0:
+        note += f" {left} more such lines are in the table."
     return [Plot(f"memory-bank-{number + 1}", f"Latency and memory bank: {content}", note, draw, keys)]
 
 

@@ -41,9 +41,21 @@ def overview(cells: Sequence[Measured]) -> list[tuple[str, list[str], int]]:
     ]
 
 
+def notes(cells: Sequence[Measured]) -> list[str]:
+    """What a reader must know before the figures."""
+    untrained = {cell.asked["bundle"] for cell in cells if cell.has_random_weights}
+    if not untrained:
+        return []
+    return [
+        f"{', '.join(sorted(untrained))}: random weights. The network is as fast as a trained one; "
+        "its verdicts, and so what verification costs, are not those of one."
+    ]
+
+
 def title_of(cell: Measured) -> str:
     """Settings and kind of image."""
-    return f"{shown_settings(cell.asked)}; {cell.content}"
+    again = f", run {cell.run}" if cell.run > 1 else ""
+    return f"{shown_settings(cell.asked)}{again}; {cell.content}"
 
 
 def section_of(cell: Measured, inputs: Inputs) -> Section:
@@ -72,6 +84,7 @@ def facts_of(cell: Measured, inputs: Inputs) -> list[tuple[str, str]]:
     bound = result[percentile]
     found = [
         ("bundle", f"{bundle['name']}, {bundle['backbone']}, {width} x {height} px"),
+        ("weights", bundle["weights"]),
         ("memory bank", f"{bundle['memory_bank']:,} entries of {bundle['dim']:,} values"),
         ("image AUROC", f"{accuracy.image_auroc:.4f} on {accuracy.data}" if accuracy else "not evaluated"),
         ("asked for", _listed({name: cell.asked[name] for name in PAIRED_BY if name != "bundle"})),

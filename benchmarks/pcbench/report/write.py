@@ -9,7 +9,7 @@ from markupsafe import Markup
 from pcbench.report.drawing import as_file, on_page, own_style
 from pcbench.report.inputs import Inputs, read_inputs
 from pcbench.report.plots import Plot, all_plots
-from pcbench.report.tables import FIGURES, machines, overview, section_of
+from pcbench.report.tables import FIGURES, machines, notes, overview, section_of
 from pcrun.errors import PcError
 from pcrun.files import make_folder, write_file
 
@@ -81,6 +81,7 @@ def _rendered(template: str, inputs: Inputs, plots: Sequence[Plot], title: str, 
         plots=plots,
         figures=FIGURES,
         overview=overview(inputs.cells),
+        notes=notes(inputs.cells),
         sections=[section_of(cell, inputs) for cell in inputs.cells],
         machines=machines(inputs),
         **drawings,

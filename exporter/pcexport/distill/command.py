@@ -13,7 +13,7 @@ from pcexport.backbones.registry import find_backbone
 from pcexport.backbones.student_facts import FORMAT, CheckValues, StudentFacts
 from pcexport.distill.own_images import OwnImages
 from pcexport.distill.pictures import GENERATOR_VERSION
-from pcexport.distill.student import IMAGE_MULTIPLE, STRIDE, find_student
+from pcexport.distill.student import IMAGE_MULTIPLE, STRIDE, student_spec
 from pcexport.distill.student_graph import folded, student_file
 from pcexport.distill.targets import prepare_targets
 from pcexport.distill.train import Trained, Trainer, TrainingSpec
@@ -69,7 +69,7 @@ def distill(options: DistillOptions, output: Path, work: Path, steps: Steps) -> 
     """
     if options.size_px % IMAGE_MULTIPLE:
         raise BuildError(f"--size {options.size_px} is not a multiple of {IMAGE_MULTIPLE}.")
-    spec = find_student(options.student)
+    spec = student_spec(options.student)
     teacher = load_teacher(options)
     own = OwnImages.find(options.images)
     data = _data_facts(options, own)

@@ -45,7 +45,7 @@ STUDENTS = {
 }
 
 
-def find_student(name: str) -> StudentSpec:
+def student_spec(name: str) -> StudentSpec:
     """A student by name.
 
     Raises:

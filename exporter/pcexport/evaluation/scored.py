@@ -100,7 +100,11 @@ def _scored(
         full = map_on_original(result.anomaly_map, (height, width), detector.manifest.preprocess)
         counts = count_pixels(full, mask, result.pixel_threshold)
     timings = {
-        **{stage.removesuffix("_ms"): value for stage, value in dataclasses.asdict(result.timings).items()},
+        **{
+            stage.removesuffix("_ms"): value
+            for stage, value in dataclasses.asdict(result.timings).items()
+            if value is not None  # copies, where there is no GPU
+        },
         "total": result.timings.total_ms,
     }
     return ScoredImage(

@@ -9,21 +9,24 @@ from pcrun.image_io import decode_image
 from pcrun.types import UInt8Array
 
 STAGES = ("decode", "preprocess", "embed", "search", "verify", "map", "other")
+# Beside those where the embedder runs on a GPU.
+COPY_STAGES = ("host_to_device", "device_to_host")
 
 
 class StagedDetector:
     """Decodes and scores; remembers milliseconds per image and stage.
 
     Attributes:
-        samples: by stage; "other" is what the clock around everything has beyond the stages, "total" is that
-            clock's.
+        samples: by stage (copies only where there are any); "other" is what the clock around everything has
+            beyond the stages, "total" is that clock's.
         verified: patches verified per image.
     """
 
     def __init__(self, detector: AnomalyDetector) -> None:
         self._detector = detector
         self._white_level = detector.manifest.preprocess.white_level_16bit
-        self.samples: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "total")}
+        stages = (*STAGES, *(COPY_STAGES if detector.copies else ()), "total")
+        self.samples: dict[str, list[float]] = {stage: [] for stage in stages}
         self.verified: list[int] = []
 
     def forget(self) -> None:
@@ -50,8 +53,11 @@ class StagedDetector:
                 times.verify_ms,
                 times.map_ms,
             )
-            for stage, value in zip(STAGES, (*stages, total_ms - sum(stages)), strict=True):
-                self.samples[stage].append(value)
+            copies = (times.host_to_device_ms or 0.0, times.device_to_host_ms or 0.0)
+            other_ms = total_ms - sum(stages) - sum(copies)
+            for stage, value in zip((*STAGES, *COPY_STAGES), (*stages, other_ms, *copies), strict=True):
+                if stage in self.samples:
+                    self.samples[stage].append(value)
             self.samples["total"].append(total_ms)
             self.verified.append(result.verified_patches)
 

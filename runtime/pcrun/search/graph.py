@@ -1,9 +1,12 @@
 """Exact search as an ONNX graph, for providers on which a matrix product is cheap (GPUs)."""
 
+import time
 from typing import Any
 
 import numpy as np
 
+from pcrun.device_session import CUDA_DEVICE, DeviceEmbeddings
+from pcrun.embedder import first_line, not_finite
 from pcrun.errors import BackendError
 from pcrun.onnx_write import Node, Tensor, onnx_model
 from pcrun.search.exact import half_squared_norms
@@ -15,7 +18,11 @@ _BLOCK_ROWS = 16_384
 
 
 class GraphSearch:
-    """Brute force in onnxruntime: matrix product, reduction and distances in float32, bank as initialiser."""
+    """Brute force in onnxruntime: matrix product, reduction and distances in float32, bank as initialiser.
+
+    Attributes:
+        device: in whose memory it runs, by onnxruntime's name.
+    """
 
     name = "exact_graph"
     exact = True
@@ -34,11 +41,46 @@ class GraphSearch:
             ) from error
         self._session: Any = open_graph(model, provider=provider, threads=threads, spinning=spinning)
         self.provider = provider
+        self.device = CUDA_DEVICE if provider == "cuda" else "cpu"
 
     def nearest(self, queries: FloatArray) -> tuple[FloatArray, Int64Array]:
         """See `PatchSearch.nearest`."""
         distances, ids = self._session.run(["distances", "ids"], {"queries": queries})
         return distances, ids
+
+    def nearest_on_device(self, embeddings: DeviceEmbeddings) -> tuple[FloatArray, Int64Array]:
+        """As `nearest`, of patches that are in this device's memory and stay there.
+
+        Only distances and ids are copied to the host; `embeddings.copies` grows by what that takes.
+
+        Raises:
+            BackendError: the device fails, or the embeddings are not finite.
+        """
+        found = [self._run_bound(value, images, embeddings) for value, images in embeddings.parts]
+        distances, ids = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
+        # The embeddings themselves were not looked at; NaN and infinity reach the distances.
+        if not np.isfinite(distances).all():
+            raise not_finite(self.provider)
+        return distances, ids
+
+    def _run_bound(self, value: Any, images: int, embeddings: DeviceEmbeddings) -> Any:
+        _, patches, dim = embeddings.shape
+        try:
+            binding = self._session.io_binding()
+            # The same memory as rows; what fills up the batch comes last and is left out.
+            rows = (images * patches, dim)
+            binding.bind_input("queries", embeddings.device, 0, np.float32, rows, value.data_ptr())
+            for name in ("distances", "ids"):
+                binding.bind_output(name, self.device, 0)
+            self._session.run_with_iobinding(binding)
+            started = time.perf_counter()
+            found = binding.copy_outputs_to_cpu()
+        except Exception as error:  # onnxruntime raises its own unexported types
+            raise BackendError(
+                f"onnxruntime failed on the search on {self.provider}: {first_line(error)}"
+            ) from error
+        embeddings.copies.device_to_host_ms += (time.perf_counter() - started) * 1e3
+        return found
 
 
 def exact_search_model(rows: FloatArray) -> bytes:

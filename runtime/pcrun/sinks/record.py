@@ -84,7 +84,9 @@ def _judged(frame: Frame, result: AnomalyResult, view: FrameView) -> dict[str, A
         "threshold": _significant(result.threshold),
         "pixel_threshold": _significant(result.pixel_threshold),
         "regions": [_in_frame(region, view) for region in result.regions],
-        "timings_ms": {key.removesuffix("_ms"): round(value, 3) for key, value in stages.items()},
+        "timings_ms": {
+            key.removesuffix("_ms"): round(value, 3) for key, value in stages.items() if value is not None
+        },
         "exactness": result.exactness,
         "search": result.search,
         "verified_patches": result.verified_patches,

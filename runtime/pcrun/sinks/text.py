@@ -22,6 +22,7 @@ CSV_FIELDS = (
     "source", "frame", "verdict", "score", "threshold", "pixel_threshold", "regions", *_STAGES,
     "exactness", "search", "verified_patches", "error",
     "time", "bundle", "alarm", "dropped", "age_ms", "event", "detail",
+    "host_to_device_ms", "device_to_host_ms",
 )  # fmt: skip
 # Lines kept in memory while a disk is full.
 _BACKLOG_LINES = 10_000
