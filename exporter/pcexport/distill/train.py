@@ -107,7 +107,9 @@ class Trainer:
         self._model.train()
         started, first = time.monotonic(), self._step
         sums: dict[str, float] = {}
-        with steps.step("train", self._spec.steps) as progress:
+        if first:
+            steps.say(f"going on from step {first} of {self._spec.steps}")
+        with steps.step("train", self._spec.steps - first) as progress:
             while self._step < self._spec.steps:
                 for name, value in self._one_step().items():
                     sums[name] = sums.get(name, 0.0) + value
@@ -120,7 +122,7 @@ class Trainer:
                     self._log({"explained": self._explained()})
                 if self._step % _CHECKPOINT_STEPS == 0 or self._step == self._spec.steps:
                     self._save()
-                progress.advance_to(self._step)
+                progress.advance_to(self._step - first)
         return Trained(self._average.cpu(), self._mean, self._std, self._explained())
 
     def _one_step(self) -> dict[str, float]:
