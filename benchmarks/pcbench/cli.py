@@ -2,9 +2,11 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
+from pcbench.console import say
 from pcbench.peers_command import peers
 from pcrun import cli_options
 from pcrun._version import __version__
@@ -208,6 +210,22 @@ def soak(
     return 0
 
 
+_PRECISIONS = click.Choice(("bundle", *cli_options.PRECISION_NAMES))
+
+
+def _axis(flag: str, name: str, kind: click.ParamType, default: str | int, text: str) -> Any:
+    """An option whose values a sweep combines with those of all others."""
+    return click.option(
+        flag,
+        name,
+        multiple=True,
+        type=kind,
+        default=(default,),
+        show_default=True,
+        help=f"{text}; repeatable.",
+    )
+
+
 @cli.command(context_settings=HELP_SETTINGS)
 @click.option(
     "--bundle",
@@ -217,49 +235,11 @@ def soak(
     type=click.Path(path_type=Path),
     help="Bundle to measure; repeatable.",
 )
-@click.option(
-    "--provider",
-    "providers",
-    multiple=True,
-    type=click.Choice(cli_options.PROVIDER_NAMES),
-    default=("cpu",),
-    show_default=True,
-    help="As in pcrun; repeatable.",
-)
-@click.option(
-    "--threads",
-    multiple=True,
-    type=click.IntRange(0, 1024),
-    default=(0,),
-    show_default=True,
-    help="Threads; 0 is one per available core; repeatable.",
-)
-@click.option(
-    "--precision",
-    "precisions",
-    multiple=True,
-    type=click.Choice(("bundle", *cli_options.PRECISION_NAMES)),
-    default=("bundle",),
-    show_default=True,
-    help="As in pcrun, or the bundle's own; repeatable.",
-)
-@click.option(
-    "--exactness",
-    multiple=True,
-    type=click.Choice(cli_options.EXACTNESS_LEVELS),
-    default=("mask",),
-    show_default=True,
-    help="As in pcrun; repeatable.",
-)
-@click.option(
-    "--batch",
-    "batches",
-    multiple=True,
-    type=click.IntRange(1, 1024),
-    default=(1,),
-    show_default=True,
-    help="Images per query; repeatable.",
-)
+@_axis("--provider", "providers", click.Choice(cli_options.PROVIDER_NAMES), "cpu", "As in pcrun")
+@_axis("--threads", "threads", click.IntRange(0, 1024), 0, "Threads; 0 is one per available core")
+@_axis("--precision", "precisions", _PRECISIONS, "bundle", "As in pcrun, or the bundle's own")
+@_axis("--exactness", "exactness", click.Choice(cli_options.EXACTNESS_LEVELS), "mask", "As in pcrun")
+@_axis("--batch", "batches", click.IntRange(1, 1024), 1, "Images per query")
 @click.option(
     "--images",
     multiple=True,
@@ -325,7 +305,7 @@ def latency(
         images=images,
         defective=defective,
         folder=output,
-        say=lambda text: print(f"pcbench: {text}", file=sys.stderr, flush=True),
+        say=say,
     )
     print(f"{output}: {tally.measured} measured, {tally.kept} kept, {tally.failed} cannot run here")
     return 0
@@ -347,7 +327,7 @@ def report(results: tuple[Path, ...], output: Path, title: str) -> int:
 
     found = write_report(results, output, title)
     for reason in found.left_out:
-        print(f"pcbench: left out: {reason}", file=sys.stderr)
+        say(f"left out: {reason}")
     print(f"{output}: {len(found.cells)} measurements, {len(found.not_run)} cells that could not run")
     return 0
 

@@ -1,10 +1,10 @@
 """The command `pcbench peers`; what it does is in `pcbench.peers`."""
 
-import sys
 from pathlib import Path
 
 import click
 
+from pcbench.console import say
 from pcrun import cli_options
 from pcrun.cli_support import HELP_SETTINGS
 
@@ -77,7 +77,7 @@ def peers(
         max_images=max_images,
         output=output,
         name=name,
-        say=lambda text: print(f"pcbench: {text}", file=sys.stderr, flush=True),
+        say=say,
     )
     print(table(result))
     return 0

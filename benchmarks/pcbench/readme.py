@@ -1,6 +1,6 @@
 """`pcbench readme`: the figures of README.md, rendered from the result files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,15 @@ def update(readme: Path, results_folder: Path, *, check: bool) -> bool:
     return wanted == text
 
 
+def _head(names: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [_row(names), "|---" * len(names) + "|"]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def _build_table(results: list[dict[str, Any]]) -> str:
     if not results:
         return ""
@@ -59,7 +68,7 @@ def _build_table(results: list[dict[str, Any]]) -> str:
         "peak memory",
         "bundle",
     )
-    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = _head(heads)
     for result in results:
         manifest = result["manifest"]
         accuracy, bank = manifest["accuracy"], manifest["memory_bank"]
@@ -97,7 +106,7 @@ def _search_table(result: dict[str, Any]) -> str:
         "exact",
         "one graph",
     )
-    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = _head(heads)
     for bundle in result["bundles"]:
         for kind, content in bundle["contents"].items():
             timed = content["end_to_end"]
@@ -107,7 +116,7 @@ def _search_table(result: dict[str, Any]) -> str:
                 for job in ("certified", "bare embedder", "exact", "one graph")
             ]
             cells = [f"{bundle['bank']:,}", kind, bundle["settings"]["search"], *stages, *medians]
-            rows.append(f"| {' | '.join(cells)} |")
+            rows.append(_row(cells))
     starts = [
         f"{bundle['bank']:,} entries {bundle['cold_start']['median_ms'] / 1e3:.2f} s and "
         f"{_megabytes(bundle['cold_start']['peak_rss_mb'])}"
@@ -136,7 +145,7 @@ def _latency_table(results: list[dict[str, Any]]) -> str:
         *(f"mask, {count} thread{'s' if count > 1 else ''}" for count in threads[:-1]),
         "p99 of mask",
     )
-    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = _head(heads)
     for bundle in sorted({cell.asked["bundle"] for cell in cells}, key=_order_of(cells)):
         own = {
             (cell.asked["exactness"], cell.asked["threads"], cell.content): cell
@@ -187,7 +196,7 @@ def _coreset_table(results: list[dict[str, Any]]) -> str:
         "distances computed",
         "memory beside the rows",
     )
-    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = _head(heads)
     for result in results:
         from_part = f" (from {result['plain_picks']:,} picks)" if result["plain_extrapolated"] else ""
         rows.append(
@@ -205,7 +214,7 @@ def _embedder_tables(results: list[dict[str, Any]]) -> str:
 
 def _embedder_table(result: dict[str, Any]) -> str:
     heads = ("embedder", "provider", "median ms", "p90 ms", "of fp32", "image AUROC")
-    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = _head(heads)
     for row in result["rows"]:
         auroc = "-" if row["image_auroc"] is None else f"{row['image_auroc']:.4f}"
         rows.append(
@@ -220,7 +229,7 @@ def _soak_table(results: list[dict[str, Any]]) -> str:
     if not results:
         return ""
     heads = ("live source", "minutes", "frames", "scored", "dropped", "age p50, p99", "memory", "growth")
-    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = _head(heads)
     for result in results:
         age, slope = result["age_ms"], result["rss_slope_mb_per_minute"]
         cells = (
@@ -233,7 +242,7 @@ def _soak_table(results: list[dict[str, Any]]) -> str:
             f"{result['minutes'][-1]['rss_mb']:.0f} MB",
             "-" if slope is None else f"{slope:+.2f} MB a minute",
         )
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(_row(cells))
     note = (
         "Age of a frame at its verdict; the last frames came when it was over. Growth after the first minute."
     )
@@ -252,7 +261,7 @@ def _peers_table(results: list[dict[str, Any]]) -> str:
         "memory: pcrun, peer",
         "scores differ by",
     )
-    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = _head(heads)
     for result in results:
         for pair in result["pairs"]:
             ours, theirs = pair["ours"], pair["theirs"]
@@ -265,7 +274,7 @@ def _peers_table(results: list[dict[str, Any]]) -> str:
                 f"{_megabytes(ours['peak_rss_mb'])}, {_megabytes(theirs['peak_rss_mb'])}",
                 difference(result["checks"][pair["peer"]]),
             )
-            rows.append(f"| {' | '.join(cells)} |")
+            rows.append(_row(cells))
     settings = "; ".join(dict.fromkeys(ours_line(result) for result in results))
     absent = [f"{title} ({result['name']})" for result in results for title in absent_titles(result)]
     left_out = f" Absent: {', '.join(absent)}." if absent else ""

@@ -16,7 +16,7 @@ from pcbench.peers.one_graph import open_one_graph
 from pcbench.results import save_result
 from pcbench.timing import WARM_UP_NOTE, in_turns, summary
 from pcrun.bundle import Bundle
-from pcrun.detector import NO_THRESHOLD, AnomalyDetector, choose_thresholds
+from pcrun.detector import AnomalyDetector, choose_thresholds, missing_limit
 from pcrun.engines import open_scorer
 from pcrun.errors import PcError
 from pcrun.image_io import read_image
@@ -68,8 +68,8 @@ def measure_search(
 
 
 def _measure_bundle(bundle: Bundle, files: dict[str, list[Path]], *, starts: bool) -> dict[str, Any]:
-    has_threshold = bundle.manifest.scoring.threshold is not None
-    limits = choose_thresholds(bundle.manifest, None, None) if has_threshold else (NO_THRESHOLD,) * 2
+    limit = missing_limit(bundle.manifest)
+    limits = choose_thresholds(bundle.manifest, limit, limit)
     # The processor and the build's own arithmetic, whatever a profile prefers: the other jobs run so too.
     detector = AnomalyDetector.load(bundle, provider="cpu", threshold=limits[0], pixel_threshold=limits[1])
     settings = detector.settings

@@ -32,7 +32,7 @@ from pcexport.thresholds import NormalScores, baseline_of, choose_thresholds, sc
 from pcexport.tuning import tune_here
 from pcexport.versions import TRACING, installed_versions
 from pcrun.bundle import Bundle
-from pcrun.detector import NO_THRESHOLD, AnomalyDetector
+from pcrun.detector import NO_THRESHOLD, AnomalyDetector, missing_limit
 from pcrun.embedder import Embedder
 from pcrun.manifest import (
     EMBEDDER_NAME,
@@ -345,7 +345,7 @@ class _Job:
         with self.steps.step("verify"):
             bundle = Bundle.load(self.folder)
             # A bundle without thresholds was recorded with unreachable ones.
-            limit = None if manifest.scoring.threshold else NO_THRESHOLD
+            limit = missing_limit(manifest)
             detector = AnomalyDetector.load(
                 bundle,
                 provider=self.config.provider,

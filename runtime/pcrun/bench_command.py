@@ -10,7 +10,7 @@ from pcrun.bench.content import Content, file_content, golden_contents, video_co
 from pcrun.bench.measure import SCENARIOS, Job, measure
 from pcrun.bench.scenarios import Limits
 from pcrun.bundle import Bundle
-from pcrun.detector import NO_THRESHOLD
+from pcrun.detector import missing_limit
 from pcrun.errors import SourceError
 from pcrun.files import make_folder, write_file
 from pcrun.run import DetectorOptions, find_bundle, load_detector, say
@@ -39,7 +39,7 @@ def bench_here(
     opened = Bundle.load(find_bundle(bundle))
     contents = _contents(opened, images, video)
     # A bundle without thresholds can be measured all the same: nothing is anomalous then.
-    limit = None if opened.manifest.scoring.threshold else NO_THRESHOLD
+    limit = missing_limit(opened.manifest)
     detector = load_detector(
         opened, DetectorOptions(threshold=limit, pixel_threshold=limit, **options), share_with=()
     )

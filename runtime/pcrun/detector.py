@@ -351,6 +351,11 @@ def _open_embedder(bundle: Bundle, settings: RunSettings, engine: Engine | None)
     )
 
 
+def missing_limit(manifest: Manifest) -> float | None:
+    """What to give as both thresholds where a bundle need not have any: its own (None), else out of reach."""
+    return None if manifest.scoring.threshold else NO_THRESHOLD
+
+
 def choose_thresholds(
     manifest: Manifest, threshold: float | None, pixel_threshold: float | None
 ) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pcrun.bundle import Bundle
 from pcrun.cli_support import EXIT_OK
-from pcrun.detector import NO_THRESHOLD, AnomalyDetector
+from pcrun.detector import AnomalyDetector, missing_limit
 from pcrun.records import to_jsonable
 from pcrun.run import find_bundle, warnings_on_stderr
 from pcrun.selftest import SelftestReport, run_selftest
@@ -26,7 +26,7 @@ def selftest(
     """Replay the golden samples and print what came out; returns the exit code."""
     bundle = Bundle.load(find_bundle(bundle_path))
     # A bundle without thresholds was recorded with an unreachable one.
-    limit = None if bundle.manifest.scoring.threshold else NO_THRESHOLD
+    limit = missing_limit(bundle.manifest)
     with warnings_on_stderr():
         detector = AnomalyDetector.load(
             bundle,

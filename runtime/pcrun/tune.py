@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pcrun.bundle import Bundle
-from pcrun.detector import NO_THRESHOLD, AnomalyDetector, choose_thresholds
+from pcrun.detector import AnomalyDetector, choose_thresholds, missing_limit
 from pcrun.errors import BackendError, SourceError
 from pcrun.image_io import decode_image
 from pcrun.profile import DeviceProfile, ProfileKey, RunSettings, Trial
@@ -147,8 +147,8 @@ class _Bench:
         repeats = -(-images // len(content.images))
         self._images = (content.images * repeats)[:images]
         # Without thresholds in the bundle nothing is above them, as in a run that is given none.
-        stored = bundle.manifest.scoring.threshold is not None
-        self._limits = choose_thresholds(bundle.manifest, None, None) if stored else (NO_THRESHOLD,) * 2
+        limit = missing_limit(bundle.manifest)
+        self._limits = choose_thresholds(bundle.manifest, limit, limit)
         self._say = say
         self.trials: list[Trial] = []
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pcrun.bundle import Bundle
 from pcrun.cli_support import EXIT_OK
-from pcrun.detector import NO_THRESHOLD, AnomalyDetector
+from pcrun.detector import AnomalyDetector, missing_limit
 from pcrun.errors import BackendError
 from pcrun.image_io import decode_image
 from pcrun.run import DetectorOptions, find_bundle, load_detector
@@ -21,7 +21,7 @@ def warm_up_here(bundle: Path | None, *, as_json: bool, **options: Any) -> int:
     """Open a bundle as it would run, judge one image twice, and say what was built; returns the exit code."""
     opened = Bundle.load(find_bundle(bundle))
     # A bundle without thresholds can be warmed up all the same.
-    limit = None if opened.manifest.scoring.threshold else NO_THRESHOLD
+    limit = missing_limit(opened.manifest)
     began, started = time.time(), time.perf_counter()
     detector = load_detector(
         opened, DetectorOptions(threshold=limit, pixel_threshold=limit, **options), share_with=()

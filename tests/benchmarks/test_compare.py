@@ -135,16 +135,6 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-@pytest.fixture(scope="module")
-def real_cell(made_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("measured")
-    command = ["latency", "--bundle", str(made_bundle()), "-o", str(folder), "--duration", "0"]
-    assert main([*command, "--queries", "20", "--threads", "1"]) == 0
-    (path,) = folder.glob("*.json")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
 @pytest.fixture
 def write(real_cell: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
     """Writes a cell with other latencies for each kind of image."""

@@ -24,16 +24,6 @@ Writer = Callable[..., Path]
 _HOSTILE = """<script>alert("1")</script>&'$x$|"""
 
 
-@pytest.fixture(scope="module")
-def real_cell(made_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("measured")
-    command = ["latency", "--bundle", str(made_bundle()), "-o", str(folder), "--duration", "0"]
-    assert main([*command, "--queries", "30", "--threads", "1"]) == 0
-    (path,) = folder.glob("*.json")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
 @pytest.fixture
 def write(real_cell: dict[str, Any], tmp_path: Path) -> Writer:
     """Writes the measured cell with other settings; gives the folder of all of them."""

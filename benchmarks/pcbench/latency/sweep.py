@@ -18,6 +18,7 @@ from pcbench.machine import machine_facts, versions
 from pcbench.results import RESULTS_VERSION, save_result
 from pcrun.bundle import Bundle
 from pcrun.errors import PcError
+from pcrun.files import make_folder
 
 Say = Callable[[str], None]
 
@@ -172,9 +173,6 @@ def check_folder(folder: Path) -> None:
     Raises:
         PcError: it cannot be made or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PcError(f"{folder} cannot be made ({error.strerror}). Choose another folder.") from error
+    make_folder(folder)
     if not os.access(folder, os.W_OK):
         raise PcError(f"{folder} cannot be written. Choose another folder.")

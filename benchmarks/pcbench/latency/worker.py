@@ -13,7 +13,7 @@ from pcbench.latency.cell import STORED_PRECISION, Settings, contents_of
 from pcrun.bench.measure import Job, measure
 from pcrun.bench.scenarios import Limits
 from pcrun.bundle import Bundle
-from pcrun.detector import NO_THRESHOLD, AnomalyDetector
+from pcrun.detector import AnomalyDetector, missing_limit
 from pcrun.errors import BundleError, PcError
 
 
@@ -30,7 +30,7 @@ def measure_cell(request: dict[str, Any]) -> dict[str, Any]:
         raise BundleError(f"{request['path']} has changed since the sweep began. Start it again.")
     contents = contents_of(bundle, request["images"], request["defective"])
     # A bundle without thresholds can be measured all the same: nothing is anomalous then.
-    limit = None if bundle.manifest.scoring.threshold else NO_THRESHOLD
+    limit = missing_limit(bundle.manifest)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         detector = AnomalyDetector.load(

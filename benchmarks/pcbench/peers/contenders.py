@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pcrun.bundle import Bundle
-from pcrun.detector import NO_THRESHOLD, AnomalyDetector
+from pcrun.detector import AnomalyDetector, missing_limit
 from pcrun.errors import BackendError, BundleError, PcError
 from pcrun.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from pcrun.preprocess import preprocess
@@ -125,7 +125,7 @@ class Contender:
 
 def _open_detector(request: Request, exactness: str | None) -> Opened:
     bundle = request.open_bundle()
-    limit = None if bundle.manifest.scoring.threshold else NO_THRESHOLD
+    limit = missing_limit(bundle.manifest)
     options: dict[str, Any] = {} if exactness is None else {"exactness": exactness}
     detector = AnomalyDetector.load(
         bundle,
