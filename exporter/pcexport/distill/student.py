@@ -39,7 +39,7 @@ class StudentSpec:
 STUDENTS = {
     spec.name: spec
     for spec in (
-        StudentSpec("edge-s", 32, (48, 80, 160), (1, 2, 2), "1.4 M parameters"),
+        StudentSpec("edge-s", 32, (48, 80, 144), (1, 2, 2), "1.2 M parameters"),
         StudentSpec("edge-m", 48, (64, 128, 224), (1, 2, 3), "3.8 M parameters"),
     )
 }
