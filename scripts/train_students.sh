@@ -8,7 +8,7 @@ weights=$(realpath "${1:?a ResNet-18 weights file}")
 work=$(realpath -m "${2:?a folder to work in}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 students=exporter/pcexport/backbones/students
-pcexport distill --teacher resnet18 --weights "$weights" --student edge-s --steps 30000 --work "$work/edge-s" \
+pcexport distill --teacher resnet18 --weights "$weights" --student edge-s --steps 24000 --work "$work/edge-s" \
   -o "$work/edge-s.onnx" --force
 cp "$work/edge-s.onnx" "$students/edge-s.onnx"
 cp "$work/edge-s.json" "$students/edge-s.json"

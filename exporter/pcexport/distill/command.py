@@ -22,6 +22,8 @@ from pcexport.progress import Steps
 from pcrun.files import write_file
 
 _PACKAGES = ("torch", "torchvision", "numpy", "onnx")
+# Of a channel that says nothing, which nothing should amplify.
+_LEAST_STD = 0.1
 # Values that the writer of the file replaces with what it computes.
 _NO_CHECK = CheckValues(height=160, width=192, positions=((0, 0),), values=(0.0,), scale=1.0)
 
@@ -77,7 +79,8 @@ def distill(options: DistillOptions, output: Path, work: Path, steps: Steps) -> 
     trained = Trainer(spec, teacher, targets, options.training, work).run(steps)
     facts = _facts(options, teacher, data, trained)
     output.parent.mkdir(parents=True, exist_ok=True)
-    scale = trained.std.pow(options.teacher_scale)
+    # A channel that is hard to imitate is given with less contrast, which would count against it twice.
+    scale = trained.std.pow(options.teacher_scale) / trained.own_std.clamp_min(_LEAST_STD)
     write_file(output, student_file(folded(trained.student, scale), facts))
     described = json.loads(facts.to_json())
     described.pop("check")
