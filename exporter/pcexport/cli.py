@@ -268,7 +268,7 @@ def backbones() -> int:
 )
 @click.option("--pictures", type=click.IntRange(min=1), default=20_000, show_default=True)
 @click.option("--size", "size_px", type=click.IntRange(min=32), default=192, show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=30_000, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=24_000, show_default=True)
 @click.option("--batch", type=click.IntRange(min=2), default=16, show_default=True)
 @click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True), default=2e-3, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)

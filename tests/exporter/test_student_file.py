@@ -14,6 +14,7 @@ from pcexport.backbones import registry
 from pcexport.backbones.registry import find_backbone, find_student, list_students
 from pcexport.backbones.student_facts import check_picture, parse_facts
 from pcexport.backbones.student_file import read_student
+from pcexport.distill.pictures import make_picture
 from pcexport.errors import BuildError
 from pcexport.parity import compare_with_record
 from pcrun.session import open_graph
@@ -248,3 +249,16 @@ def test_a_shipped_student_is_small_bears_its_name_and_agrees_with_what_it_recor
             return embeddings
 
     assert compare_with_record(Session(), check).max_relative_error < 1e-3
+
+
+@pytest.mark.parametrize("name", list_students())
+def test_channels_of_a_shipped_student_vary_alike(name: str) -> None:
+    student = find_student(name)
+    assert student is not None
+    session = open_graph(read_student(student).graph((192, 192), 1), provider="cpu", threads=1)
+    # Pictures that it did not learn from: those of another seed.
+    pictures = (make_picture(99, number, 192) for number in range(40))
+    rows = np.concatenate([session.run(None, {"image": picture[None]})[0][0] for picture in pictures])
+    deviations = rows.std(0)
+    assert 0.8 < np.median(deviations) < 1.25
+    assert np.quantile(deviations, 0.95) < 2 * np.quantile(deviations, 0.05)

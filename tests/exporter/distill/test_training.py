@@ -12,7 +12,7 @@ import torch
 
 from pcexport.distill import train
 from pcexport.distill.loss import imitation_loss, joined
-from pcexport.distill.targets import Targets, prepare_targets
+from pcexport.distill.targets import Targets, normalised, prepare_targets
 from pcexport.distill.train import Trainer, TrainingSpec, learning_rate_share
 from pcexport.errors import BuildError
 from pcexport.progress import Steps
@@ -46,6 +46,17 @@ def test_the_loss_falls_and_is_logged_by_map(targets: Targets, tmp_path: Path) -
     assert len(losses) == 16 and losses[-1] < 0.9 * losses[0]
     assert {"layer2_mse", "layer2_within", "layer3_mse", "layer3_within"} <= lines[0].keys()
     assert [line["step"] for line in lines if "explained" in line] == [15, 30, 45, 60, 75]
+
+
+def test_the_students_own_contrast_is_that_of_its_patches_on_the_pictures_held_out(
+    targets: Targets, tmp_path: Path
+) -> None:
+    trained = trainer(targets, tmp_path).run(QUIET)
+    images = normalised(torch.from_numpy(targets.pictures[-SPEC.held_out :].copy()), tiny_teacher())
+    with torch.inference_mode():
+        maps = [torch.nn.functional.avg_pool2d(own, 3, 1, 1) for own in trained.student(images)]
+    stds = torch.cat([own.std((0, 2, 3), correction=0) for own in maps])
+    assert torch.allclose(trained.own_std, stds, rtol=1e-3, atol=1e-5)
 
 
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
