@@ -25,7 +25,7 @@ export HNSWLIB_NO_NATIVE ?= 1
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.installed  ## Install .[export,cpu], build a bundle from made-up images and run it; writes demo/
+demo: $(VENV)/.installed  ## Install .[build,cpu] (no torch), build a bundle from made-up images, run it; writes demo/
 	$(BIN)/pcexport demo --out demo
 
 test: $(VENV)/.installed-dev  ## Install everything and run the tests; PYTEST_ARGS="-k coreset -x" is passed on
@@ -57,7 +57,7 @@ clean:  ## Remove build leftovers, caches and demo/; the virtual environment sta
 	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find benchmarks configs exporter runtime scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# hnswlib goes first: a missing compiler then shows after seconds, not after gigabytes of torch. Without the cache,
+# hnswlib goes first: a missing compiler then shows after seconds, not after all other downloads. Without the cache,
 # because pip would take a wheel from there that was compiled with other flags.
 define install
 	@echo "installing hnswlib (compiles for about a minute)"
@@ -70,7 +70,7 @@ endef
 
 # One stamp for users, one for developers; the second install contains the first.
 $(VENV)/.installed: $(INSTALL_INPUTS) | $(BIN)/pip
-	$(call install,export$(comma)cpu)
+	$(call install,build$(comma)cpu)
 	@touch $@
 
 $(VENV)/.installed-dev: $(INSTALL_INPUTS) | $(BIN)/pip

@@ -26,11 +26,22 @@ for name, files in (("normal", normal), ("defective", defective)):
     (work / f"{name}.txt").write_text("".join(f"{file}\n" for file in files))
 PYTHON
 
-for rate in 0.01 0.05; do
-  percent=$(python -c "print(f'{float($rate):.0%}'[:-1])")
-  pcbench build "$data" --name "false-alarm rate $percent%" -o "$results/build-mtd-rate-${percent}pct.json" -- \
-    --weights "$weights" --false-alarm-rate "$rate"
-done
+pcbench build "$data" --name "tiles, resnet18, false-alarm rate 1%" -o "$results/build-mtd-resnet18.json" -- \
+  --weights "$weights"
+pcbench build "$data" --name "tiles, resnet18, false-alarm rate 5%" -o "$results/build-mtd-resnet18-rate-5pct.json" -- \
+  --weights "$weights" --false-alarm-rate 0.05
+pcbench build "$data" --name "tiles, edge-s, false-alarm rate 1%" -o "$results/build-mtd-edge-s.json" -- \
+  --backbone edge-s
+# Parts that the demo's renderer draws, more of them than the demo has.
+python - "$work/parts" <<'PYTHON'
+import pathlib, sys
+
+from pcexport.demo_parts import generate_parts
+
+generate_parts(pathlib.Path(sys.argv[1]), train=100, test_good=60, test_per_defect=16, seed=7)
+PYTHON
+pcbench build "$work/parts" --name "drawn parts, resnet18" -o "$results/build-parts-resnet18.json" -- --weights "$weights"
+pcbench build "$work/parts" --name "drawn parts, edge-s" -o "$results/build-parts-edge-s.json" -- --backbone edge-s
 
 pcexport build "$data" -o "$work/bank-1pct.pcbundle" --weights "$weights" --no-evaluate
 pcexport build "$data" -o "$work/bank-10pct.pcbundle" --weights "$weights" --no-evaluate --coreset-size 59660 --calibration holdout
@@ -61,7 +72,10 @@ for precision in int8 bf16; do
     "${flags[@]}"
 done
 pcexport build "$data" -o "$work/fp32.pcbundle" --weights "$weights"
+pcexport build "$data" -o "$work/edge-s-fp32.pcbundle" --backbone edge-s
+pcexport build "$data" -o "$work/edge-s-int8.pcbundle" --backbone edge-s --precision int8 --allow-flips
 pcbench embedder --bundle "$work/fp32.pcbundle" --bundle "$work/int8.pcbundle" --bundle "$work/bf16.pcbundle" \
+  --bundle "$work/edge-s-fp32.pcbundle" --bundle "$work/edge-s-int8.pcbundle" \
   --provider cpu --provider openvino --name "Magnetic Tile Defects" -o "$results/embedder-mtd.json" "$data/MT_Free/Imgs"
 
 # All patches of all images, projected as a build does it.

@@ -370,7 +370,7 @@ def readme(readme: Path, results: Path, check: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script."""
-    return run_command(cli, "pcbench", argv, extras="export")
+    return run_command(cli, "pcbench", argv, extras="build")
 
 
 if __name__ == "__main__":

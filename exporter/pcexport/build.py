@@ -30,7 +30,7 @@ from pcexport.report import write_report
 from pcexport.samples import ImageSamples
 from pcexport.thresholds import NormalScores, baseline_of, choose_thresholds, score_normals
 from pcexport.tuning import tune_here
-from pcexport.versions import installed_versions
+from pcexport.versions import TRACING, installed_versions
 from pcrun.bundle import Bundle
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector, missing_limit
 from pcrun.embedder import Embedder
@@ -271,10 +271,11 @@ class _Job:
         config = self.config
         neighbours = config.neighbours if config.image_score == "reweighted" else 0
         provider = resolve_provider(config.provider)
+        tools = (*(TRACING if network.needs_torch else ()), *(["openvino"] if provider == "openvino" else []))
         manifest = Manifest(
             name=output.name.removesuffix(".pcbundle"),
             files=list_files(self.folder, [path.name for path in self.folder.iterdir()]),
-            created_by=installed_versions(*(["openvino"] if provider == "openvino" else [])),
+            created_by=installed_versions(*tools),
             source=dataclasses.replace(source, images_held_out=plan.held_out, images_bank=len(plan.bank)),
             preprocess=self.preprocessing,
             embedding=dataclasses.replace(network.spec, provider=provider),

@@ -12,6 +12,7 @@ import click
 
 from pcexport.config import BuildConfig, load_config, recipe_names
 from pcexport.datasets import LAYOUTS
+from pcexport.distill import STUDENT_NAMES
 from pcrun._version import __version__
 from pcrun.cli_options import EXACTNESS_LEVELS, PROVIDER_NAMES, device_options, profile_option
 from pcrun.cli_support import HELP_SETTINGS, FiniteFloat, debug_option, run_command
@@ -242,6 +243,55 @@ def backbones() -> int:
     return 0
 
 
+@cli.command("distill", context_settings=HELP_SETTINGS, short_help="Train a small backbone.")
+@click.option("--teacher", default="resnet18", show_default=True, help="Backbone to imitate.")
+@click.option(
+    "--weights",
+    default="default",
+    show_default=True,
+    help="Weights of the teacher, as for build: default or a file.",
+)
+@click.option("--student", type=click.Choice(STUDENT_NAMES), default="edge-s", show_default=True)
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="DATA",
+    help="Your own normal images, for half of the pictures; may be repeated.",
+)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Student to write (NAME.onnx)."
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    help="Pictures, checkpoint and log; a second call goes on from there  [OUTPUT.work]",
+)
+@click.option("--pictures", type=click.IntRange(min=1), default=20_000, show_default=True)
+@click.option("--size", "size_px", type=click.IntRange(min=32), default=192, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=24_000, show_default=True)
+@click.option("--batch", type=click.IntRange(min=2), default=16, show_default=True)
+@click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True), default=2e-3, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--teacher-scale",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="0: all channels of the embedding vary alike; 1: as the teacher's.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@debug_option
+def distill_command(output: Path, work: Path | None, force: bool, **options: Any) -> int:
+    """Train a small backbone that imitates TEACHER's patch embeddings, for `build --backbone NAME.onnx`.
+
+    The pictures are drawn by the program; your own normal images make it fit your parts better. It takes
+    hours on a CPU, and an interrupted training goes on when the same command is given again.
+    """
+    from pcexport.distill.command import distill_here
+
+    return distill_here(output, work, force=force, **options)
+
+
 @cli.command(context_settings=HELP_SETTINGS)
 @click.option("--json", "as_json", is_flag=True, help="Print the layouts as JSON.")
 @debug_option
@@ -267,7 +317,7 @@ def datasets(as_json: bool) -> int:
 def demo(out: Path) -> int:
     """Make part images, build a bundle from them and run it.
 
-    Weights: $PCEDGE_WEIGHTS when set, else torchvision's download, else untrained ones, announced.
+    The backbone is the shipped student edge-s: neither torch nor a download is needed.
     """
     from pcexport.demo import run_demo
 
@@ -276,7 +326,7 @@ def demo(out: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script."""
-    return run_command(cli, "pcexport", argv, extras="export,cpu")
+    return run_command(cli, "pcexport", argv, extras="build,cpu")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pcexport.backbones.registry import is_student_file
 from pcexport.datasets import LAYOUTS
 from pcexport.errors import BuildError
 from pcrun.records import RecordError, from_mapping, nearest_name, to_jsonable
@@ -39,7 +40,8 @@ class BuildConfig:
     )
 
     backbone: str = _key(
-        "resnet18", "Backbone; `pcexport backbones` lists them, `timm:NAME` takes one from timm."
+        "resnet18",
+        "Backbone; `pcexport backbones` lists them, `timm:NAME` takes one from timm, FILE.onnx is a student.",
     )
     layers: tuple[str, ...] | None = _key(
         None, "Feature maps to use, comma separated; the first one sets the grid."
@@ -191,11 +193,13 @@ class BuildConfig:
         return parse_size(self.crop_size) or self.image_hw
 
     def facts(self) -> dict[str, Any]:
-        """The keys that shape the bundle, for the manifest; a weights file is named without its folder."""
+        """The keys that shape the bundle, for the manifest; files are named without their folders."""
         kept = {f.name for f in dataclasses.fields(self) if f.metadata["in_bundle"]}
         values = {key: value for key, value in to_jsonable(self).items() if key in kept}
         if self.weights not in ("default", "untrained"):
             values["weights"] = Path(self.weights).name
+        if is_student_file(self.backbone):
+            values["backbone"] = Path(self.backbone).name
         return values
 
 

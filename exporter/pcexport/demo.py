@@ -1,6 +1,5 @@
 """`pcexport demo`: part images, a bundle and verdicts, from nothing."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -12,12 +11,16 @@ from pcexport.progress import Steps
 from pcexport.summary import print_summary
 from pcrun.cli import main as pcrun
 
-WEIGHTS_VARIABLE = "PCEDGE_WEIGHTS"
-_BACKBONE = "resnet18"
+# Shipped with the package: neither torch nor a download is needed.
+BACKBONE = "edge-s"
 
 
-def run_demo(out: Path) -> int:
+def run_demo(out: Path, *, backbone: str = BACKBONE) -> int:
     """Write images, bundle and overlays below `out`; returns an exit code.
+
+    Args:
+        out: folder, made where there is none; images that are in it are used again.
+        backbone: what the bundle is built with.
 
     Raises:
         BuildError: `out` holds something else already.
@@ -30,10 +33,8 @@ def run_demo(out: Path) -> int:
     else:
         print(f"making part images in {parts}", file=sys.stderr)
         generate_parts(parts)
-    weights = choose_weights()
-    steps = Steps()
-    summary = build_bundle(str(parts), bundle, load_config(None, {"weights": weights}), steps, force=True)
-    print_summary(summary)
+    config = load_config(None, {"backbone": backbone})
+    print_summary(build_bundle(str(parts), bundle, config, Steps(), force=True))
     test = [str(folder) for folder in sorted((parts / "test").iterdir())]
     code = pcrun(
         ["--bundle", str(bundle), "--images", *test, "--save-overlays", str(overlays), "--format", "table"]
@@ -41,31 +42,4 @@ def run_demo(out: Path) -> int:
     print(
         f"\nimages    {parts}\nbundle    {bundle}\nreport    {bundle / 'report.html'}\noverlays  {overlays}"
     )
-    if weights == "untrained":
-        print(
-            "These verdicts come from untrained weights. "
-            f"For real ones: {WEIGHTS_VARIABLE}=resnet18.pth make demo"
-        )
     return code
-
-
-def choose_weights() -> str:
-    """$PCEDGE_WEIGHTS, else torchvision's download when it works, else "untrained", said aloud."""
-    given = os.environ.get(WEIGHTS_VARIABLE)
-    if given:
-        if not Path(given).is_file():
-            raise BuildError(f"${WEIGHTS_VARIABLE} names {given}, which is not a file. Correct or unset it.")
-        return given
-    from pcexport.backbones.loader import load_backbone
-    from pcexport.backbones.registry import find_backbone
-
-    try:
-        load_backbone(find_backbone(_BACKBONE), weights="default", image_hw=(64, 64), seed=0)
-    except BuildError:
-        print(
-            f"{_BACKBONE}'s ImageNet weights cannot be downloaded here, so the demo goes on with UNTRAINED "
-            f"weights, for demonstration only; set {WEIGHTS_VARIABLE} to a weights file for real verdicts.",
-            file=sys.stderr,
-        )
-        return "untrained"
-    return "default"

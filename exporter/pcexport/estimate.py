@@ -11,8 +11,8 @@ from pcexport.precision import changes_embeddings
 from pcexport.progress import Steps
 from pcrun.threads import available_cores
 
-# Resident memory besides memory bank and coreset, measured: torch and onnxruntime.
-_BASE_MEMORY_BYTES = 1_150_000_000
+# Resident memory besides memory bank and coreset, measured: onnxruntime, with and without torch.
+_BASE_MEMORY_BYTES = {True: 1_150_000_000, False: 350_000_000}
 
 
 def announce_needs(
@@ -33,7 +33,7 @@ def announce_needs(
     # The bank is written twice: as rows, and inside the index.
     disk = patches * (dim + projected + reference) * 4 + 2 * bank_bytes + len(network.onnx)
     # The bank is held as rows and by the index, by the detector that calibrates, and by a fold's bank.
-    memory = _BASE_MEMORY_BYTES + 6 * bank_bytes + 3 * len(network.onnx)
+    memory = _BASE_MEMORY_BYTES[network.needs_torch] + 6 * bank_bytes + 3 * len(network.onnx)
     if config.coreset == "kcenter":
         threads = config.threads or available_cores()
         memory += coreset_memory_bytes(patches, projected or dim, entries, threads=threads)

@@ -1,36 +1,14 @@
-"""The traced torch module against `embedder.onnx`, before anything is built on the latter."""
+"""What PyTorch gives against `embedder.onnx`, before anything is built on the latter."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from pcexport.embedding import PatchEmbedder
+from pcexport.backbones.student_facts import CheckValues, check_picture
 from pcexport.errors import BuildError
 from pcrun.embedder import Embedder
 from pcrun.manifest import ParitySpec
-from pcrun.types import FloatArray, UInt8Array
-
-
-class TorchEmbedder:
-    """The torch module behind the runtime's embedder interface."""
-
-    precision = "fp32"
-
-    def __init__(self, module: PatchEmbedder, device: str) -> None:
-        self._module = module.to(device)
-        self._device = device
-        self.provider = f"torch-{device}"
-
-    def embed(self, images: UInt8Array) -> FloatArray:
-        """(batch, height, width, 3) uint8 RGB in, (batch, patches, dim) float32 out."""
-        # TF32 would round the convolutions to 10 bits;
-        # parity with the graph would fail or, worse, nearly hold.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-        with torch.inference_mode():
-            result = self._module(torch.from_numpy(images).to(self._device))
-            return np.ascontiguousarray(result.cpu().numpy())
+from pcrun.types import UInt8Array
 
 
 @dataclass(frozen=True)
@@ -40,12 +18,15 @@ class ParityReport:
     Attributes:
         images: number of images compared.
         max_absolute_error: largest difference of one component.
-        max_relative_error: largest ||a - b|| / ||a|| of one patch embedding.
+        max_relative_error: largest ||a - b|| / ||a|| of one patch embedding; of recorded values, the largest
+            difference in units of the embedding's root mean square.
+        recorded_values: number of components compared with those in a student file; None: all, with PyTorch.
     """
 
     images: int
     max_absolute_error: float
     max_relative_error: float
+    recorded_values: int | None = None
 
     def require(self, tolerance: float) -> ParitySpec:
         """The manifest's entry.
@@ -55,12 +36,25 @@ class ParityReport:
         """
         if not self.max_relative_error <= tolerance:
             raise BuildError(
-                f"PyTorch and ONNX differ by {self.max_relative_error:.2g} (relative) on "
-                f"{self.images} images, more than the tolerance of {tolerance:g}. "
-                "Expected the same embeddings; try another --opset or other versions of "
-                "torch and onnxruntime. Nothing was written."
+                f"PyTorch and ONNX differ by {self.max_relative_error:.2g} (relative) {self._where}, more "
+                f"than the tolerance of {tolerance:g}. Expected the same embeddings; {self._remedy}. "
+                "Nothing was written."
             )
-        return ParitySpec(self.images, self.max_absolute_error, self.max_relative_error, tolerance)
+        return ParitySpec(
+            self.images, self.max_absolute_error, self.max_relative_error, tolerance, self.recorded_values
+        )
+
+    @property
+    def _where(self) -> str:
+        if self.recorded_values is None:
+            return f"on {self.images} images"
+        return f"in the {self.recorded_values} values that the student file holds of its check picture"
+
+    @property
+    def _remedy(self) -> str:
+        if self.recorded_values is None:
+            return "try another --opset or other versions of torch and onnxruntime"
+        return "try another --provider or version of onnxruntime, or get the file again"
 
 
 def compare_embedders(reference: Embedder, candidate: Embedder, images: list[UInt8Array]) -> ParityReport:
@@ -82,3 +76,16 @@ def compare_embedders(reference: Embedder, candidate: Embedder, images: list[UIn
         absolute = float(np.max([absolute, difference.max()]))
         relative = float(np.max([relative, errors.max()]))
     return ParityReport(len(images), absolute, relative)
+
+
+def compare_with_record(embedder: Embedder, check: CheckValues) -> ParityReport:
+    """Embed the check picture and measure the differences from what PyTorch gave for it.
+
+    Args:
+        embedder: the student's graph at the size of the check.
+        check: recorded when the student was made.
+    """
+    embedding = embedder.embed(check_picture(check.height, check.width)[None])[0].astype(np.float64)
+    patches, channels = np.array(check.positions).T
+    worst = float(np.abs(embedding[patches, channels] - check.values).max())
+    return ParityReport(1, worst, worst / check.scale, len(check.values))

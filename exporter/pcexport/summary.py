@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from pcexport.backbones.registry import list_backbones
+from pcexport.backbones.registry import list_backbones, student_files
 from pcexport.datasets import LAYOUTS
 from pcrun.bundle import Bundle
 from pcrun.manifest import (
     AccuracySpec,
     EmbeddingSpec,
     Manifest,
+    ParitySpec,
     PastThresholds,
     PrecisionSpec,
     ThresholdSpec,
@@ -78,13 +79,20 @@ def print_bundle(bundle: Bundle) -> None:
 
 def print_backbones() -> None:
     """What `pcexport backbones` shows."""
+    # The one table that needs onnx.
+    from pcexport.backbones.student_file import read_student
+
     table = Table(title="backbones", title_justify="left")
     for column in ("name", "layers", "from", "note"):
         table.add_column(column, overflow="fold")
+    for path in student_files():
+        facts = read_student(path).facts
+        table.add_row(path.stem, ", ".join(facts.layers), "student file", facts.note)
     for spec in list_backbones():
         table.add_row(spec.name, ", ".join(spec.default_layers), spec.family, spec.note)
     _console().print(table)
-    print("Any other torchvision classification CNN works with --layers, any timm model as timm:NAME.")
+    print("Any other torchvision classification CNN works with --layers, any timm model as timm:NAME, and a")
+    print("student file of `pcexport distill` by its path. All but students need the extra `export`.")
 
 
 def print_layouts() -> None:
@@ -132,8 +140,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.scoring.history:
         rows.append(("earlier thresholds", ", ".join(_past(past) for past in manifest.scoring.history)))
     if manifest.parity:
-        rows.append(("parity torch/ONNX", f"{manifest.parity.max_relative_error:.1e} relative, "
-                                          f"{manifest.parity.max_absolute_error:.1e} absolute"))  # fmt: skip
+        rows.append(("parity torch/ONNX", _parity(manifest.parity)))
     if manifest.precision:
         rows.append(("precision", _precision(manifest.embedding, manifest.precision)))
     rows += [("search", _search(manifest))]
@@ -141,6 +148,11 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         accuracy = manifest.accuracy
         rows.append(("accuracy", f"image AUROC {accuracy.image_auroc:.4f}" + _counts(accuracy)))
     return rows
+
+
+def _parity(spec: ParitySpec) -> str:
+    recorded = "" if spec.recorded_values is None else f" ({spec.recorded_values} values in the student file)"
+    return f"{spec.max_relative_error:.1e} relative, {spec.max_absolute_error:.1e} absolute{recorded}"
 
 
 def _counts(accuracy: AccuracySpec) -> str:

@@ -3,7 +3,9 @@
 import importlib.metadata
 import platform
 
-_VERSIONED = ("numpy", "hnswlib", "onnx", "onnxscript", "torch", "torchvision", "timm", "scipy")
+# Those that trace a network; other builds do not depend on them.
+TRACING = ("onnxscript", "torch", "torchvision", "timm")
+_VERSIONED = ("numpy", "hnswlib", "onnx", "scipy")
 _VERSIONED_ALTERNATIVES = (
     ("opencv-python", "opencv-python-headless", "opencv-contrib-python"),
     ("onnxruntime", "onnxruntime-gpu"),
@@ -11,7 +13,7 @@ _VERSIONED_ALTERNATIVES = (
 
 
 def installed_versions(*used: str) -> dict[str, str]:
-    """Name and version of every such package that is installed, Python included.
+    """Name and version of every package that shapes a bundle and is installed, Python included.
 
     Args:
         used: further packages that this build used.

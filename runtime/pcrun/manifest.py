@@ -210,16 +210,23 @@ class SearchSpec:
 
 @dataclass(frozen=True)
 class ParitySpec:
-    """The traced network in PyTorch against `embedder.onnx` in onnxruntime, on normal images.
+    """The network in PyTorch against the float32 graph in onnxruntime.
 
-    `max_relative_error` is the largest ||a - b|| / ||a|| over all patches; `tolerance` is what the build
-    accepted.
+    Attributes:
+        images: normal images compared; 1, the check picture, for a student file.
+        max_absolute_error: largest difference of one component.
+        max_relative_error: largest ||a - b|| / ||a|| over all patches; for a student file, the largest
+            difference in units of the embedding's root mean square.
+        tolerance: what the build accepted.
+        recorded_values: components compared with those that PyTorch gave when the student file was made; None
+            where PyTorch ran, and all components were compared.
     """
 
     images: int
     max_absolute_error: float
     max_relative_error: float
     tolerance: float
+    recorded_values: int | None = None
 
 
 @dataclass(frozen=True)

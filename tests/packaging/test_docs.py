@@ -29,10 +29,12 @@ from pcrun.sinks.record import event_record, result_record
 from pcrun.sinks.text import Csv
 from pcrun.sources import Event, Frame
 from tests.contract.damage import edit_manifest
+from tests.exporter.student_graphs import write_student
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE_PAGE = ROOT / "docs" / "bundle.md"
 CLI_PAGE = ROOT / "docs" / "cli.md"
+BACKBONES_PAGE = ROOT / "docs" / "backbones.md"
 PROGRAMS = ("pcexport", "pcrun", "pcbench")
 # The tables of figures, which a command writes, apart.
 README_LINES = 150
@@ -387,6 +389,26 @@ def test_datasets_page_shows_every_layout_as_the_command_does() -> None:
     assert [heading for heading in text if heading in known] == list(known)
     for name, layout in known.items():
         assert code_blocks(text[name], "text")[0] == layout.expects + "\n", name
+
+
+# ---- docs/backbones.md
+
+
+def test_backbones_page_has_exactly_the_facts_and_types_of_a_student_file() -> None:
+    facts = importlib.import_module("pcexport.backbones.student_facts")
+    rows = {row[0].strip("`"): row[1] for row in table_rows(sections(BACKBONES_PAGE)["The file"])}
+    hints = typing.get_type_hints(facts.StudentFacts) | typing.get_type_hints(facts.CheckValues)
+    assert rows == {name: documented_type(hint) for name, hint in hints.items()}
+
+
+def test_backbones_page_names_every_key_that_a_student_file_decides(tmp_path: Path) -> None:
+    network = importlib.import_module("pcexport.network")
+    config = importlib.import_module("pcexport.config").BuildConfig()
+    read_student = importlib.import_module("pcexport.backbones.student_file").read_student
+    write_student(tmp_path / "a.onnx")
+    decided = [key for key, _, _ in network._fixed_keys(read_student(tmp_path / "a.onnx"), config, (28, 28))]
+    rows = table_rows(sections(BACKBONES_PAGE)["What cannot be asked of a student"])
+    assert [row[0].strip("`") for row in rows] == decided
 
 
 # ---- all pages

@@ -23,7 +23,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS = ("exporter", "runtime", "benchmarks")
 BUILD_FILES = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-EXTRAS = {"cpu", "gpu", "tensorrt", "openvino", "mqtt", "metrics", "web", "export", "timm", "dev"}
+EXTRAS = {"cpu", "gpu", "tensorrt", "openvino", "mqtt", "metrics", "web", "build", "export", "timm", "dev"}
+TRACING = {"torch", "torchvision", "onnxscript", "safetensors"}
 COMMANDS = ("pcexport", "pcrun", "pcbench")
 HEAVY_MODULES = ("cv2", "hnswlib", "numpy", "onnx", "onnxruntime", "openvino", "torch")
 
@@ -147,6 +148,14 @@ def test_extras_are_the_documented_ones(metadata: Message) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == EXTRAS
 
 
+def test_export_is_build_and_what_traces_a_network(metadata: Message) -> None:
+    built = required_names(metadata, "build")
+    assert not built & {*TRACING, "timm"} and "onnx" in built
+    assert required_names(metadata, "export") == {"patchcore-edge"} | TRACING
+    (own,) = (line for line in metadata.get_all("Requires-Dist", []) if line.startswith("patchcore-edge"))
+    assert own.startswith("patchcore-edge[build]")
+
+
 def test_each_onnxruntime_comes_with_its_own_extra(metadata: Message) -> None:
     """Both wheels write the folder onnxruntime/; installing both leaves a mixture."""
     runtimes = {
@@ -164,7 +173,7 @@ def test_every_requirement_has_a_pin_in_constraints(metadata: Message) -> None:
     # TensorRT's version is that of the GPU's driver and of onnxruntime; `make` and CI install none.
     extras = EXTRAS - {"tensorrt"}
     wanted = required_names(metadata, None).union(*(required_names(metadata, extra) for extra in extras))
-    assert wanted - pinned == set()
+    assert wanted - pinned == {"patchcore-edge"}  # of `export`, which contains `build`
 
 
 def test_entry_points(wheel: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pcexport.backbones import timm_family, torchvision_family
-from pcexport.backbones.network import FrozenExtractor, Network, check_image_multiple
+from pcexport.backbones.image_size import check_image_multiple
+from pcexport.backbones.network import FrozenExtractor, Network
 from pcexport.backbones.registry import BackboneSpec
 from pcexport.backbones.weights import WeightsInfo
 from pcexport.errors import BuildError

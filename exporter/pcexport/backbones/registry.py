@@ -1,7 +1,7 @@
-"""Which backbones there are. One table; nothing here imports torch at module level.
+"""Which backbones there are: one table, and a folder of student files. No torch is imported at module level.
 
-A backbone outside the table is accepted too: any torchvision classification CNN when its layers are named,
-and any `timm:NAME`.
+A backbone outside of both is accepted too: any torchvision classification CNN when its layers are named, any
+`timm:NAME`, and any student file by its path.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from pcexport.errors import BuildError
 
 TIMM_PREFIX = "timm:"
+# NAME.onnx here is the backbone NAME: it is shipped, and needs no torch.
+STUDENTS = Path(__file__).with_name("students")
+STUDENT_SUFFIX = ".onnx"
 # torchvision's transformers give token sequences or channels-last maps, never (B, C, H, W); timm's do.
 _TOKEN_MODELS = ("vit_", "swin_")
 
@@ -77,8 +81,30 @@ def list_backbones() -> tuple[BackboneSpec, ...]:
     return _TABLE
 
 
+def student_files() -> tuple[Path, ...]:
+    """The shipped student files, sorted; each is named like its backbone."""
+    return tuple(sorted(STUDENTS.glob(f"*{STUDENT_SUFFIX}")))
+
+
+def list_students() -> tuple[str, ...]:
+    """Names of the shipped students."""
+    return tuple(path.stem for path in student_files())
+
+
+def is_student_file(name: str) -> bool:
+    """Whether a backbone is given as the path of a student file."""
+    return name.endswith(STUDENT_SUFFIX)
+
+
+def find_student(name: str) -> Path | None:
+    """The student file behind a backbone's name or path (which need not exist); None for other backbones."""
+    if is_student_file(name):
+        return Path(name)
+    return STUDENTS / f"{name}{STUDENT_SUFFIX}" if name in list_students() else None
+
+
 def find_backbone(name: str, layers: Sequence[str] | None = None) -> BackboneSpec:
-    """Look a backbone up by name.
+    """Look a backbone up that torch builds (`find_student` knows the others).
 
     Args:
         name: a name of `list_backbones`, another torchvision classification CNN, or `timm:NAME`.
@@ -103,10 +129,10 @@ def find_backbone(name: str, layers: Sequence[str] | None = None) -> BackboneSpe
 def _other_torchvision(name: str, layers: tuple[str, ...]) -> BackboneSpec:
     others = _torchvision_names()
     if name not in others:
-        known = nearest(name, {*_BY_NAME, *others}, n=1)[0]
+        known = nearest(name, {*_BY_NAME, *list_students(), *others}, n=1)[0]
         raise BuildError(
             f"unknown backbone {name!r}; the nearest known one is {known!r}. "
-            "See `pcexport backbones`; timm's models are written timm:NAME."
+            "See `pcexport backbones`; timm's models are written timm:NAME, student files by their path."
         )
     if name.startswith(_TOKEN_MODELS):
         raise BuildError(

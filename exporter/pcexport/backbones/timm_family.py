@@ -10,7 +10,8 @@ from typing import Any, Protocol, cast
 from torch import Tensor, nn
 
 from pcexport.backbones.download import no_download, probe
-from pcexport.backbones.network import FrozenExtractor, Network, check_image_multiple, seeded
+from pcexport.backbones.image_size import check_image_multiple
+from pcexport.backbones.network import FrozenExtractor, Network, seeded
 from pcexport.backbones.registry import TIMM_PREFIX, BackboneSpec, nearest
 from pcexport.backbones.weights import (
     DEFAULT,
