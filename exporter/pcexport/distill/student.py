@@ -40,7 +40,7 @@ STUDENTS = {
     spec.name: spec
     for spec in (
         StudentSpec("edge-s", 32, (48, 80, 144), (1, 2, 2), "1.2 M parameters"),
-        StudentSpec("edge-m", 48, (64, 128, 224), (1, 2, 3), "3.8 M parameters"),
+        StudentSpec("edge-m", 32, (48, 96, 192), (1, 2, 3), "2.7 M parameters"),
     )
 }
 
