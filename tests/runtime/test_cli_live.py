@@ -330,8 +330,8 @@ class TestOptions:
             (["--debounce", "5/3"], "is not k/n with 1 <= k <= n"),
             (["--prop", "EXPOSURE"], "is not NAME=VALUE"),
             (["--fps", "0"], "--fps"),
-            (["--rotate-mb", "5"], "renames the file of --output"),
-            (["--output", "x", "--keep", "2"], "counts the files of --rotate-mb"),
+            (["--rotate-mb", "5"], "--rotate-mb does nothing without --output"),
+            (["--output", "x", "--keep", "2"], "--keep does nothing without --rotate-mb"),
             (["--prop", "EXPOSURE=1"], "has no properties to set"),
         ],
     )

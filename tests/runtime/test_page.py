@@ -231,9 +231,9 @@ class TestWhatIsShown:
     def test_a_frame_that_could_not_be_read_has_no_picture(self, page: Running) -> None:
         give(page.sink, make_verdict(0, image=None, result=None, error="torn – ü"))
         assert page.ask("/api/frame")[0] == 204
-        assert page.told_with_the_frame() | {"time": ""} == {
-            "number": 1, "source": "camera:0", "frame": 0, "time": "", "verdict": "error", "error": "torn – ü",
-        }  # fmt: skip
+        told = page.told_with_the_frame()
+        assert (told["number"], told["frame"], told["verdict"]) == (1, 0, "error")
+        assert told["error"] == "torn – ü"
         assert page.ask("/api/state")[1]["line"]["record"]["error"] == "torn – ü"
 
     def test_a_picture_comes_with_the_verdict_of_its_own_frame(self, page: Running) -> None:
