@@ -104,7 +104,8 @@ def _onnxruntime() -> Iterator[Finding]:
     )
     if problem:
         fix = "pip install 'patchcore-edge[cpu]', or [gpu]: exactly one of them"
-        yield Finding("onnxruntime", PROBLEM, problem, fix, {"installed": installed})
+        fact = problem.partition(" It runs the embedder")[0]  # what follows is the same advice
+        yield Finding("onnxruntime", PROBLEM, fact, fix, {"installed": installed})
         return
     text = f"{found['version']}, built with {', '.join(found['providers'])}"
     yield Finding("onnxruntime", OK, text, "", found)

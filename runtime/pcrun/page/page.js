@@ -192,7 +192,7 @@ function showLatency(line) {
   fill(find("stages"), Object.entries(line.latency_ms), ([stage, times]) =>
     element("tr", { className: stage === "total" ? "total" : "" },
       element("th", { scope: "row", textContent: NAMES[stage] ?? stage }),
-      ...["p50", "p90", "p99"].map((p) => element("td", { textContent: times[p].toFixed(1) }))));
+      ...["p50", "p90", "p99"].map((p) => element("td", { textContent: times[p].toFixed(times[p] < 100 ? 1 : 0) }))));
   find("runs-on").textContent = line.runs_on;
 }
 

@@ -117,7 +117,11 @@ def make_formatter(name: str, *, terminal: bool) -> Formatter:
 
 def described(record: dict[str, Any]) -> str:
     """An event in words."""
-    facts = [f"{key} {value}" for key, value in record.items() if key not in ("event", "source", "time")]
+    facts = [
+        f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in record.items()
+        if key not in ("event", "source", "time")
+    ]
     return f"{record['event']} ({', '.join(facts)})" if facts else str(record["event"])
 
 
