@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pcrun._version import __version__
+from pcrun.cli_checks import Subcommand, is_given, refuse_idle_options, write_sections
 from pcrun.cli_options import (
     ENGINE_PRECISIONS,
     IMAGES_OPTION,
@@ -38,12 +39,20 @@ _SOURCES = ("images", "video", "camera", "watch", "stdin_frames", "sources")
 class _RunGroup(click.Group):
     """`pcrun` itself scores; its subcommands do the rest."""
 
+    command_class = Subcommand
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_sections(self.get_params(ctx), ctx, formatter)
+        self.format_commands(ctx, formatter)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, spread_values(args, IMAGES_OPTION))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args[0] not in self.commands:
             known = ", ".join(sorted(self.commands))
+            if args[0].rstrip("/").endswith((".pcbundle", ".pcbundle.zip")):
+                raise click.UsageError(f"Unexpected {args[0]!r}. A bundle is named with --bundle PATH.")
             raise click.UsageError(
                 f"Unexpected {args[0]!r}. To score files say {IMAGES_OPTION} PATH...; commands: {known}."
             )
@@ -65,7 +74,7 @@ def cli(ctx: click.Context, /, **options: Any) -> int | None:
     \b
     pcrun --bundle bottle.pcbundle --images parts/*.png
     pcrun --bundle bottle.pcbundle --camera 0 --format table
-    pcrun --bundle bottle.pcbundle --source 'rtsp://$USER:$PASSWORD@camera-3/stream' --output line3.jsonl
+    pcrun --bundle bottle.pcbundle --source 'rtsp://$CAM_USER:$CAM_PASSWORD@camera-3/ch1' --output line3.jsonl
 
     Exit codes: 0 done (no anomaly, or --fail-on-anomaly not given), 1 an anomaly with --fail-on-anomaly,
     2 an error or at least one unreadable frame.
@@ -80,18 +89,10 @@ def cli(ctx: click.Context, /, **options: Any) -> int | None:
             "--source. `pcrun --help` shows all options."
         )
     _refuse_contradictions(**{name: options[name] for name in ("search", "ef", "exactness")})
-    _refuse_lost_rotation(ctx, options)
+    refuse_idle_options(ctx, options)
     from pcrun.run import run
 
     return run(_run_options(options))
-
-
-def _refuse_lost_rotation(ctx: click.Context, options: dict[str, Any]) -> None:
-    if options["rotate_mb"] is not None and options["output"] is None:
-        raise click.UsageError("--rotate-mb renames the file of --output; without that it does nothing.")
-    keep_given = ctx.get_parameter_source("keep") is click.core.ParameterSource.COMMANDLINE
-    if keep_given and options["rotate_mb"] is None:
-        raise click.UsageError("--keep counts the files of --rotate-mb; without that it does nothing.")
 
 
 def _refuse_contradictions(*, search: str, ef: int | None, exactness: str) -> None:
@@ -109,9 +110,7 @@ def _refuse_lost_options(ctx: click.Context) -> None:
     given = [
         parameter.opts[0]
         for parameter in ctx.command.params
-        if parameter.name != "bundles"
-        and parameter.name is not None
-        and ctx.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+        if parameter.name != "bundles" and parameter.name is not None and is_given(ctx, parameter.name)
     ]
     if given:
         raise click.UsageError(

@@ -44,6 +44,18 @@ class RoiType(_AnyParamType):
         return x, y, width, height
 
 
+class CameraType(_AnyParamType):
+    """N or /dev/videoN."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = re.fullmatch(r"(?:/dev/video)?(\d+)", str(value))
+        if not number:
+            self.fail(f"{value!r} is not the number of a camera, such as 0 or /dev/video0", param, ctx)
+        return int(number[1])
+
+
 class FractionType(_AnyParamType):
     """k/n with 1 <= k <= n."""
 
@@ -183,7 +195,7 @@ source_options = _all(
         help="Image files, folders or quoted globs.",
     ),
     click.option("--video", type=click.Path(path_type=Path), help="Video file."),
-    click.option("--camera", type=click.IntRange(0), metavar="N", help="Camera number."),
+    click.option("--camera", type=CameraType(), help="Local camera: its number, or /dev/videoN."),
     click.option(
         "--watch",
         type=click.Path(path_type=Path),
@@ -271,7 +283,7 @@ verdict_options = _all(
         "--drift-window",
         type=WindowType(),
         help="Compare so many verdicts at once with the scores of normal images that the bundle holds, and "
-        "tell when they leave them; 0 for never.  [200]",
+        "tell when they leave them; 0 for never.  [default: 200]",
     ),
     device_options,
     engine_option,

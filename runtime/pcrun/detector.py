@@ -137,12 +137,9 @@ class AnomalyDetector:
             engine=loaded,
             share_with=share_with,
         )
-        return detector._told()
-
-    def _told(self) -> "AnomalyDetector":
-        if self.change:
-            warnings.warn(str(self.change), stacklevel=3)
-        return self
+        if detector.change:
+            warnings.warn(str(detector.change), stacklevel=2)
+        return detector
 
     @classmethod
     def with_settings(

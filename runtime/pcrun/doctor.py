@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -103,7 +104,8 @@ def _onnxruntime() -> Iterator[Finding]:
     )
     if problem:
         fix = "pip install 'patchcore-edge[cpu]', or [gpu]: exactly one of them"
-        yield Finding("onnxruntime", PROBLEM, problem, fix, {"installed": installed})
+        fact = problem.partition(" It runs the embedder")[0]  # what follows is the same advice
+        yield Finding("onnxruntime", PROBLEM, fact, fix, {"installed": installed})
         return
     text = f"{found['version']}, built with {', '.join(found['providers'])}"
     yield Finding("onnxruntime", OK, text, "", found)
@@ -230,15 +232,17 @@ def _bundle(path: Path) -> Finding:
     found, problem = _in_process(code)
     seconds = round(time.perf_counter() - started, 2)
     if problem:
-        return Finding("bundle", PROBLEM, problem, "copy the bundle again, or build it again", {})
+        fact, step = _fact_and_step(problem)
+        return Finding("bundle", PROBLEM, fact, step, {})
     report = found["report"]
     facts = {"seconds": seconds, **{key: report[key] for key in ("provider", "profile", "passed")}}
     text = f"{path}: all golden samples replayed {seconds} s after the start, on {report['provider']}"
     if not report["passed"]:
-        fix = "pcrun selftest --bundle PATH shows them; try --provider cpu"
+        fix = f"pcrun selftest --bundle {shlex.quote(str(path))} shows them; try --provider cpu"
         return Finding("bundle", PROBLEM, f"{path}: scores differ from the build's", fix, facts)
     if not report["profile"]:
-        return Finding("bundle", NOTE, f"{text}; no device profile", "pcrun tune --bundle PATH", facts)
+        fix = f"pcrun tune --bundle {shlex.quote(str(path))}"
+        return Finding("bundle", NOTE, f"{text}; no device profile", fix, facts)
     return Finding("bundle", OK, text, "", facts)
 
 
@@ -269,6 +273,12 @@ def _last_error(stderr: str) -> str:
     if not starts:
         return lines[-1] if lines else ""
     return " ".join(line.strip() for line in lines[starts[-1] :]).split(": ", 1)[1]
+
+
+def _fact_and_step(problem: str) -> tuple[str, str]:
+    """An error of ours ends with what to do about it; of any other the text says nothing of that."""
+    fact, _, step = problem.rpartition(". ")
+    return (f"{fact}.", step) if fact else (problem, "copy the bundle again, or build it again")
 
 
 def _cpu_features() -> list[str] | None:

@@ -17,6 +17,8 @@ from pcrun.types import Float64Array
 DEFAULT_WINDOW = 200
 # Below it, a window hardly ever has a small p-value; above it, memory and the test's time grow.
 SMALLEST_WINDOW, LARGEST_WINDOW = 20, 10_000
+# In a row, that must agree.
+_WINDOWS = 2
 # A drift has a p-value below this ...
 P_VALUE = 1e-4
 # ... and moves the median by at least this share: with many scores the smallest difference is significant.
@@ -83,6 +85,10 @@ class DriftWatch:
     Verdicts are compared in windows that do not overlap, and two in a row must agree. Frames without a
     verdict do not count. Another detector (a reloaded bundle) begins anew; one whose bundle has no baseline
     is not watched.
+
+    Attributes:
+        verdicts: that were compared or wait for it; 0 where nothing is watched.
+        judged: whether there were ever two windows, so that drift could have been told.
     """
 
     def __init__(self, window: int = DEFAULT_WINDOW) -> None:
@@ -93,9 +99,17 @@ class DriftWatch:
         """
         if not SMALLEST_WINDOW <= window <= LARGEST_WINDOW:
             raise ValueError(f"window must be {SMALLEST_WINDOW} to {LARGEST_WINDOW}, got {window}")
+        self.verdicts = 0
+        self.judged = False
         self._window = window
+        self._windows = 0
         self._detector: AnomalyDetector | None = None
         self._statistics: list[_Statistic] = []
+
+    @property
+    def needed(self) -> int:
+        """Verdicts without which drift cannot be told."""
+        return _WINDOWS * self._window
 
     def update(self, source: str, detector: AnomalyDetector, result: AnomalyResult) -> list[Event]:
         """Take a verdict; gives the events of what changed by it.
@@ -107,10 +121,14 @@ class DriftWatch:
         """
         if detector is not self._detector:
             self._detector = detector
+            self._windows = 0
             self._statistics = _statistics(detector.manifest, detector.exactness, _ef(detector))
         values = {"image_score": result.image_score}
         if self._statistics:
             values["patch_median"] = float(np.median(result.patch_scores))
+            self.verdicts += 1
+            self._windows += len(self._statistics[0].recent) + 1 == self._window
+            self.judged |= self._windows == _WINDOWS
         events = []
         for statistic in self._statistics:
             statistic.recent.append(values[statistic.name])

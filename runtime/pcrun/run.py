@@ -16,7 +16,7 @@ from pcrun.bundle import Bundle
 from pcrun.cli_support import EXIT_ANOMALY, EXIT_ERROR, EXIT_OK
 from pcrun.debounce import Debounce
 from pcrun.detector import AnomalyDetector
-from pcrun.drift import DEFAULT_WINDOW, DriftWatch
+from pcrun.drift import DEFAULT_WINDOW, SMALLEST_WINDOW, DriftWatch
 from pcrun.errors import BundleError
 from pcrun.pipeline import Line, Pipeline
 from pcrun.service import Reloader, Supervisor
@@ -140,6 +140,7 @@ def run(options: RunOptions) -> int:
         with stopped_by_signals(pipeline, supervisor, reloader) as stopped:
             supervisor.ready(f"running {', '.join(bundle.manifest.name for bundle in bundles)}")
             pipeline.run()
+    say_what_was_not_judged(options, lines)
     if (stopped() or closed.is_set()) and not live:
         raise KeyboardInterrupt  # not all of a batch was done
     if receiver.counts["error"] or receiver.failed_sources:
@@ -270,6 +271,19 @@ def say_what_is_not_watched(options: RunOptions, bundles: list[Bundle]) -> None:
                 f"{bundle.manifest.name}: the bundle holds no scores of normal images, so drift is not "
                 "reported; `pcexport calibrate` adds them"
             )
+
+
+def say_what_was_not_judged(options: RunOptions, lines: Sequence[Line]) -> None:
+    """Tell at the end that silence about drift meant too few verdicts; not after a handful of images."""
+    fewest = 1 if options.drift_window else SMALLEST_WINDOW
+    short = [
+        (line, line.drift)
+        for line in lines
+        if line.drift and not line.drift.judged and line.drift.verdicts >= fewest
+    ]
+    if short:
+        had = ", ".join(f"{line.source.name} had {watch.verdicts:,}" for line, watch in short)
+        say(f"drift was not judged: {had} verdicts, {short[0][1].needed:,} are needed (--drift-window twice)")
 
 
 def described_settings(detector: AnomalyDetector) -> str:

@@ -12,7 +12,7 @@ from pcrun.errors import PcError
 from pcrun.manifest import SAMPLES_NAME
 from pcrun.pipeline import Line
 from pcrun.selftest import run_selftest
-from pcrun.sources import Event
+from pcrun.sources import RUN_ITSELF, Event
 
 _SOCKET_VARIABLE = "NOTIFY_SOCKET"
 _WATCHDOG_VARIABLE = "WATCHDOG_USEC"
@@ -104,14 +104,14 @@ class Reloader:
                 for detector in detectors:
                     _require_selftest(detector)
             except (PcError, OSError, ValueError) as error:
-                self._post(Event("reload_failed", "pcrun", {"reason": str(error)}))
+                self._post(Event("reload_failed", RUN_ITSELF, {"reason": str(error)}))
                 self._supervisor.ready("the old bundle goes on: the new one cannot be used")
                 continue
             for line, detector in zip(self._lines, detectors, strict=True):
                 line.detector = detector
             names = [d.manifest.name for d in dict.fromkeys(detectors)]
             digests = [d.bundle.digest[:12] for d in dict.fromkeys(detectors) if d.bundle]
-            self._post(Event("reloaded", "pcrun", {"bundles": names, "digests": digests}))
+            self._post(Event("reloaded", RUN_ITSELF, {"bundles": names, "digests": digests}))
             self._supervisor.ready(f"running {', '.join(names)}")
 
 

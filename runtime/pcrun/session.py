@@ -38,7 +38,7 @@ PROVIDERS = {
     for spec in (
         ProviderSpec("cpu", "CPUExecutionProvider", "cpu"),
         ProviderSpec("cuda", "CUDAExecutionProvider", "gpu"),
-        ProviderSpec("tensorrt", "TensorrtExecutionProvider", "gpu"),
+        ProviderSpec("tensorrt", "TensorrtExecutionProvider", "gpu,tensorrt"),
         ProviderSpec("openvino", None, "openvino"),
     )
 }

@@ -1,6 +1,7 @@
 """`pcrun` as a line integrator meets it: arguments, the bundle that is meant, and help."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,39 @@ class TestArguments:
         assert code == 2 and out == ""
         assert "exactly one of --images, --video, --camera, --watch or --stdin-frames" in err
 
+    @pytest.mark.parametrize(
+        "arguments, words",
+        [
+            (["--images", "x", "--map-format", "png"], "--map-format does nothing without --save-maps"),
+            (["--images", "x", "--video-fps", "5"], "--video-fps does nothing without --save-video"),
+            (["--images", "x", "--evidence-mb", "9"], "--evidence-mb does nothing without --evidence"),
+            (["--images", "x", "--webhook-all"], "--webhook-all does nothing without --webhook"),
+            (["--images", "x", "--mqtt-qos", "1"], "--mqtt-qos does nothing without --mqtt"),
+            (["--images", "x", "--mqtt-retain"], "--mqtt-retain does nothing without --mqtt"),
+            (["--images", "x", "--fps", "5"], "With --images it does nothing"),
+            (["--watch", "x", "--stall-timeout", "5"], "With --watch it does nothing"),
+            (["--stdin-frames", "8x8", "--prop", "GAIN=1"], "With --stdin-frames it does nothing"),
+        ],
+    )
+    def test_an_option_that_would_do_nothing_is_refused(
+        self, run: Run, arguments: list[str], words: str
+    ) -> None:
+        code, out, err = run("--bundle", "x.pcbundle", *arguments)
+        assert code == 2 and out == "" and words in err
+
+    @pytest.mark.parametrize("command", [[], ["doctor"], ["selftest"], ["bench"], ["tune"]])
+    def test_a_bundle_without_its_option_is_explained(self, run: Run, command: list[str]) -> None:
+        code, out, err = run(*command, "line.pcbundle")
+        assert code == 2 and out == ""
+        assert "Unexpected 'line.pcbundle'. A bundle is named with --bundle PATH." in err
+
+    def test_help_of_a_run_has_sections_and_each_option_once(self, run: Run) -> None:
+        _, out, _ = run("--help")
+        sections = [line for line in out.splitlines() if re.fullmatch(r"\w.*:", line)]
+        assert sections[0] == "Options:" and "Where results go:" in sections and "Commands:" in sections
+        named = re.findall(r"^  (--[\w-]+)", out, re.MULTILINE)
+        assert len(named) == len(set(named)) > 40
+
     def test_a_file_without_its_option_is_explained(self, run: Run) -> None:
         code, _, err = run("--bundle", "x.pcbundle", "part.png")
         assert code == 2
@@ -128,6 +162,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         "arguments, words",
         [
+            (["--camera", "/dev/usb"], "'/dev/usb' is not the number of a camera, such as 0 or /dev/video0"),
             (["--threshold", "nan"], "'nan' is not a finite number"),
             (["--threshold", "inf"], "'inf' is not a finite number"),
             (["--threshold", "1e39"], "'1e39' is not a finite number"),

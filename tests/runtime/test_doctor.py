@@ -93,3 +93,17 @@ def test_a_bundle_that_is_damaged(tiny_bundle: Path) -> None:
     edit_manifest(tiny_bundle, lambda manifest: manifest.pop("method"))
     found = findings(tiny_bundle)["bundle"]
     assert found.state == "problem" and "method" in found.text
+
+
+def test_a_bundle_that_is_not_there_is_no_reason_to_build_one(tmp_path: Path) -> None:
+    found = findings(tmp_path / "gone.pcbundle")["bundle"]
+    assert found.text == f"There is no bundle at {tmp_path / 'gone.pcbundle'}."
+    assert found.fix == "Expected a .pcbundle directory or zip; check the path."
+
+
+def test_the_command_that_is_advised_names_this_bundle(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PCRUN_CACHE", str(tmp_path / "no profiles"))
+    spaced = tiny_bundle.rename(tmp_path / "line 3.pcbundle")
+    assert findings(spaced)["bundle"].fix == f"pcrun tune --bundle '{spaced}'"

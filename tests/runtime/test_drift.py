@@ -225,6 +225,18 @@ class TestWatch:
     def test_a_detector_without_baseline_is_not_watched(self, manifest: Any, scores: Any) -> None:
         fed = Fed(stub(manifest, baseline=None))
         assert fed.feed(scores(3 * WINDOW, 9)) == []
+        assert (fed.watch.verdicts, fed.watch.judged) == (0, False)
+
+    def test_two_windows_of_one_detector_are_judged(self, manifest: Any, scores: Any) -> None:
+        baseline = baseline_of(scores(300))
+        fed = Fed(stub(manifest, baseline=baseline))
+        fed.feed(scores(2 * WINDOW - 1))
+        assert not fed.watch.judged
+        fed.detector = stub(manifest, baseline=baseline)
+        fed.feed(scores(WINDOW))
+        assert not fed.watch.judged, "each had one"
+        fed.feed(scores(WINDOW))
+        assert fed.watch.judged and fed.watch.verdicts == 4 * WINDOW - 1 and fed.watch.needed == 2 * WINDOW
 
     def test_unverified_image_scores_are_not_watched(self, manifest: Any, scores: Any) -> None:
         fed = Fed(stub(manifest, exactness="none", baseline=baseline_of(scores(300))))
@@ -345,6 +357,24 @@ class TestCommand:
         assert f"{many}: drift (statistic image_score, p_value" in err
         assert self.events(run(*options, "--drift-window", 0)[1]) == []
         assert self.events(run(*options)[1]) == []  # 45 are fewer than 200
+
+    @pytest.mark.parametrize(
+        "options, words",
+        [
+            ((), "drift was not judged: {many} had 45 verdicts, 400 are needed (--drift-window twice)"),
+            (("--drift-window", 30), "had 45 verdicts, 60 are needed"),
+            (("--max-frames", 3, "--drift-window", 30), "had 3 verdicts, 60 are needed"),
+            (("--max-frames", 3), None),  # nobody expects it of a handful of images
+            (("--drift-window", 0), None),
+            (("--drift-window", 20), None),  # judged
+        ],
+    )
+    def test_a_run_too_short_to_be_judged_says_so_at_its_end(
+        self, run: Run, tiny_bundle: Path, many: Path, options: tuple[object, ...], words: str | None
+    ) -> None:
+        _, _, err = run("--bundle", tiny_bundle, "--images", many, "--provider", "cpu", *options)
+        assert ("drift was not judged" in err) == (words is not None)
+        assert words is None or words.format(many=many) in err.splitlines()[-1]
 
     def test_a_bundle_without_baseline_is_said_to_who_asked(
         self, run: Run, copied_bundle: Any, images: Path

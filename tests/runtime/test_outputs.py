@@ -194,6 +194,13 @@ class TestTable:
     def test_an_error_is_shown(self) -> None:
         assert "not an image, really" in "\n".join(self.lines())
 
+    def test_an_error_does_not_repeat_the_file(self) -> None:
+        record = result_record(
+            make_frame("in/a.png"), None, error="in/a.png: the file is empty. Write it again."
+        )
+        line = Table(colour=False).line(record)
+        assert line.count("in/a.png") == 1 and line.endswith("the file is empty. Write it again.\n")
+
     def test_an_event_is_shown_in_words(self) -> None:
         assert "lost (reason no" in self.lines()[-1] and "retry_in_s 0.5" in self.lines()[-1]
 

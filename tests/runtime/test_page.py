@@ -107,6 +107,9 @@ class Running:
         is_json = self.headers.get("content-type") == "application/json"
         return response.status, json.loads(data) if is_json else data
 
+    def told_with_the_frame(self) -> Any:
+        return json.loads(self.headers["x-frame"])
+
     def apply(self, value: object, **headers: str) -> tuple[int, Any]:
         return self.ask("/api/threshold?line=1", "POST", json.dumps({"threshold": value}).encode(), **headers)
 
@@ -226,9 +229,35 @@ class TestWhatIsShown:
         assert red > 40
 
     def test_a_frame_that_could_not_be_read_has_no_picture(self, page: Running) -> None:
-        give(page.sink, make_verdict(0, image=None, result=None, error="torn"))
+        give(page.sink, make_verdict(0, image=None, result=None, error="torn – ü"))
         assert page.ask("/api/frame")[0] == 204
-        assert page.ask("/api/state")[1]["line"]["record"]["error"] == "torn"
+        told = page.told_with_the_frame()
+        assert (told["number"], told["frame"], told["verdict"]) == (1, 0, "error")
+        assert told["error"] == "torn – ü"
+        assert page.ask("/api/state")[1]["line"]["record"]["error"] == "torn – ü"
+
+    def test_a_picture_comes_with_the_verdict_of_its_own_frame(self, page: Running) -> None:
+        give(page.sink, make_verdict(7, anomalous=True, image=np.full((64, 96, 3), 40, np.uint8)))
+        page.ask("/api/frame?heatmap=0")
+        # Too soon to be painted: the picture is still the one before, and so must be the words.
+        give(page.sink, make_verdict(8, image=np.full((64, 96, 3), 200, np.uint8)))
+        picture = decoded(page.ask("/api/frame?heatmap=0")[1])
+        told = page.told_with_the_frame()
+        dark = picture.mean() < 100
+        assert (told["frame"], told["verdict"]) == ((7, "anomalous") if dark else (8, "normal"))
+
+        def newest() -> bool:
+            return decoded(page.ask("/api/frame?heatmap=0")[1]).mean() > 100
+
+        wait_for(newest)
+        told = page.told_with_the_frame()
+        assert (told["frame"], told["verdict"], told["score"]) == (8, "normal", 1.5)
+
+    def test_a_picture_that_is_shown_already_is_not_sent_again(self, page: Running) -> None:
+        assert page.ask("/api/frame?known=1")[0] == 204
+        give(page.sink, make_verdict(0))
+        assert page.ask("/api/frame?known=0")[0] == 200
+        assert page.ask("/api/frame?known=1") == (204, b"") and "x-frame" not in page.headers
 
     def test_the_newest_anomalies_have_pictures(self, page: Running) -> None:
         for index in range(KEPT_ANOMALIES + 3):

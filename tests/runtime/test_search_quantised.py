@@ -118,7 +118,12 @@ class TestQueryBits:
                 return [np.full((16, 16), largest, np.int32)]
 
         monkeypatch.setattr(eight_bit, "_open_product", lambda matrix: Session())
-        assert query_bits() == bits
+        assert query_bits.__wrapped__() == bits
+
+    def test_the_processor_is_asked_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = query_bits()
+        monkeypatch.setattr(eight_bit, "_open_product", None)
+        assert query_bits() == first
 
     def test_seven_bits_cannot_saturate_any_pair(self) -> None:
         rows = all_dimensions(normal(50, 16), 7)

@@ -107,6 +107,35 @@ def test_strict_ends_the_run(sinks: tuple[FakeSink, FakeSink], said: list[str]) 
         SinkSet(sinks, strict=True, say=said.append).verdict(verdict(0))
 
 
+def test_a_camera_that_stays_away_is_said_once(
+    sink_set: SinkSet, sinks: tuple[FakeSink, FakeSink], said: list[str]
+) -> None:
+    away = Event("lost", "camera:0", {"reason": "no answer", "retry_in_s": 10.0})
+    for event in (away, away, away, Event("lost", "camera:1", {"reason": "no answer"})):
+        sink_set.event(event)
+    assert [line.partition(" (")[0] for line in said] == ["camera:0: lost", "camera:1: lost"]
+    assert len(sinks[0].events()) == 4, "results have every attempt"
+    sink_set.event(Event("lost", "camera:0", {"reason": "wrong password"}))
+    sink_set.event(Event("reconnected", "camera:0", {}))
+    sink_set.event(away)
+    assert [line.partition(" (")[0] for line in said[2:]] == [
+        "camera:0: lost", "camera:0: reconnected", "camera:0: lost",
+    ]  # fmt: skip
+
+
+def test_what_happens_to_the_run_is_said_in_words(sink_set: SinkSet, said: list[str]) -> None:
+    sink_set.event(Event("reloaded", "pcrun", {"bundles": ["a", "b"], "digests": ["12", "34"]}))
+    assert said == ["reloaded (bundles a, b, digests 12, 34)"]
+
+
+def test_a_batch_that_lost_something_is_told_once(sinks: tuple[FakeSink, FakeSink], said: list[str]) -> None:
+    for sink in sinks:
+        sink.broken = True
+    with pytest.raises(SinkError) as error:
+        SinkSet(sinks, strict=True, say=said.append).close()
+    assert len(said) == 1 and str(error.value) != said[0]
+
+
 def test_all_are_closed_even_when_one_cannot_finish(
     sink_set: SinkSet, sinks: tuple[FakeSink, FakeSink], said: list[str]
 ) -> None:

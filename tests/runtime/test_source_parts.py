@@ -161,6 +161,7 @@ class TestSpec:
         [
             ("0", "camera:0"),
             ("camera:3", "camera:3"),
+            ("/dev/video2", "camera:2"),
             ("rtsp://u:geheim@cam/1", "rtsp://***@cam/1"),
             ("HTTP://cam/x.mjpg", "HTTP://cam/x.mjpg"),
             ("gstreamer:videotestsrc ! appsink", "gstreamer:videotestsrc ! appsink"),

@@ -9,7 +9,15 @@ from typing import Any
 from pcrun.bench import conditions
 from pcrun.bench.camera import run_camera
 from pcrun.bench.content import Content, Item
-from pcrun.bench.scenarios import MULTI_STREAM_IMAGES, SERVER_PERCENTILE, Limits, Runner, endless
+from pcrun.bench.scenarios import (
+    MULTI_STREAM_IMAGES,
+    SERVER_PERCENTILE,
+    Limits,
+    Runner,
+    Trial,
+    endless,
+    settled_after_s,
+)
 from pcrun.bench.stages import StagedDetector
 from pcrun.bench.statistics import UNSTABLE, Summary, drift, queries_needed, summarise, upper_bound
 from pcrun.detector import AnomalyDetector
@@ -171,8 +179,22 @@ def _server(detector: AnomalyDetector, staged: StagedDetector, content: Content,
         ],
     }
     if best is not None:
-        return {**result, **_described(best.latencies_ms, SERVER_PERCENTILE, steady=False)}
+        described = _described(best.latencies_ms, SERVER_PERCENTILE, steady=False)
+        described["warnings"] += _too_short(best, highest)
+        return {**result, **described}
     return {**result, "warnings": [f"no rate keeps the p99 within {job.bound_ms:g} ms"]}
+
+
+def _too_short(best: Trial, highest_rate: float) -> list[str]:
+    """Whether a rate may have met the bound only because its queue had no time to grow."""
+    lasted_s, needed_s = len(best.latencies_ms) / best.rate, settled_after_s(best.rate, highest_rate)
+    if lasted_s >= needed_s:
+        return []
+    return [
+        f"{best.rate:.1f} queries a second are {best.rate / highest_rate:.0%} of what is served one after "
+        f"the other: in {lasted_s:.1f} s the queue had no time to grow, and the rate may be far too high; "
+        "repeat with a longer --duration until it stays the same"
+    ]
 
 
 def _offline(detector: AnomalyDetector, staged: StagedDetector, content: Content, job: Job) -> dict[str, Any]:

@@ -12,7 +12,8 @@ const TOKEN_KEY = "pcrun-token";
 const NAMES = { age: "age at verdict", decode: "read, decode" };
 
 const find = (id) => document.getElementById(id);
-const page = { line: 0, state: null, trial: null, shownFrame: "", login: null };
+// `state` is of the chosen line, null until it has come; `frame` is what is shown of it.
+const page = { line: 0, state: null, frame: null, trial: null, login: null };
 
 // ---- talking to the run
 
@@ -55,8 +56,7 @@ function login(wrong) {
 }
 
 async function imageUrl(path) {
-  const response = await ask(path);
-  return response.status === 204 ? null : URL.createObjectURL(await response.blob());
+  return URL.createObjectURL(await (await ask(path)).blob());
 }
 
 function every(milliseconds, work) {
@@ -108,9 +108,8 @@ function showLines(lines) {
 }
 
 function chooseLine(index) {
-  page.line = index;
-  page.trial = null;
-  page.shownFrame = "";
+  Object.assign(page, { line: index, state: null, frame: null, trial: null });
+  showNoFrame();
   find("trial-value").value = "";
   find("trial-outcome").textContent = "";
   refresh();
@@ -121,7 +120,7 @@ function isCurrent(line) {
   return !["lost", "failed", "stopped"].includes(line.state);
 }
 
-function showStale(why) {
+function showNoVerdict(why) {
   find("verdict").dataset.verdict = "none";
   find("verdict-word").textContent = "no current verdict";
   find("verdict-score").textContent = why;
@@ -130,24 +129,40 @@ function showStale(why) {
   document.title = "no current verdict";
 }
 
-function showVerdict(line) {
-  const record = line.record;
-  if (record && !isCurrent(line)) {
-    const last = record.time ? `last frame ${clock(record.time)}` : `last frame ${record.frame}`;
-    showStale(`${line.state}, ${last}`);
-    return;
-  }
+function showNoFrame() {
+  find("verdict").dataset.verdict = "none";
+  find("verdict-word").textContent = "no frame yet";
+  find("verdict-score").textContent = "";
+  find("alarm").hidden = true;
+  find("frame-name").textContent = "";
+  find("frame").hidden = true;
+  find("no-frame").hidden = false;
+  find("no-frame").textContent = "no frame yet";
+}
+
+/** The words of the frame whose picture is shown. */
+function showVerdict(record) {
   document.querySelector("figure").classList.remove("stale");
-  find("verdict").dataset.verdict = record ? record.verdict : "none";
-  find("verdict-word").textContent = record ? record.verdict : "no frame yet";
-  let score = "";
-  if (record) {
-    score = record.verdict === "error" ? record.error : `${number(record.score)} / ${number(record.threshold)}`;
+  find("verdict").dataset.verdict = record.verdict;
+  find("verdict-word").textContent = record.verdict;
+  const failed = record.verdict === "error";
+  find("verdict-score").textContent = failed ? record.error : `${number(record.score)} / ${number(record.threshold)}`;
+  find("alarm").hidden = !record.alarm;
+  const name = `${record.source} · frame ${record.frame}`;
+  find("frame-name").textContent = record.time ? `${name} · ${clock(record.time)}` : name;
+}
+
+function showBanner() {
+  const line = page.state?.line;
+  if (!line || !page.frame) {
+    document.title = `waiting · ${line?.name ?? "PatchCore Edge"}`;
+  } else if (isCurrent(line)) {
+    showVerdict(page.frame.record);
+    document.title = `${page.frame.record.verdict} · ${line.name}`;
+  } else {
+    const { time, frame } = line.record;
+    showNoVerdict(`${line.state}, last frame ${time ? clock(time) : frame}`);
   }
-  find("verdict-score").textContent = score;
-  find("alarm").hidden = !record?.alarm;
-  const name = record ? `${record.source} · frame ${record.frame}` : "";
-  find("frame-name").textContent = record?.time ? `${name} · ${clock(record.time)}` : name;
 }
 
 function changed(line) {
@@ -177,7 +192,7 @@ function showLatency(line) {
   fill(find("stages"), Object.entries(line.latency_ms), ([stage, times]) =>
     element("tr", { className: stage === "total" ? "total" : "" },
       element("th", { scope: "row", textContent: NAMES[stage] ?? stage }),
-      ...["p50", "p90", "p99"].map((p) => element("td", { textContent: times[p].toFixed(1) }))));
+      ...["p50", "p90", "p99"].map((p) => element("td", { textContent: times[p].toFixed(times[p] < 100 ? 1 : 0) }))));
   find("runs-on").textContent = line.runs_on;
 }
 
@@ -231,27 +246,37 @@ function enlarge(url, caption) {
   find("large").showModal();
 }
 
+/** Fetch the newest frame and show it with the verdict that came with it. */
 async function showFrame() {
-  const line = page.state?.line;
-  const key = line && `${page.line}/${line.number}/${find("heatmap").checked}`;
-  if (!line?.record || key === page.shownFrame) return;
+  const line = page.line;
+  const heatmap = find("heatmap").checked ? 1 : 0;
+  const known = page.frame?.heatmap === heatmap ? `&known=${page.frame.record.number}` : "";
   try {
-    const url = await imageUrl(`/api/frame?line=${page.line}&heatmap=${find("heatmap").checked ? 1 : 0}`);
-    const image = find("frame");
-    find("no-frame").hidden = Boolean(url);
-    image.hidden = !url;
-    if (!url) {
-      find("no-frame").textContent = "this frame could not be read";
-      return;
-    }
-    const before = image.src;
-    image.src = url;
-    await image.decode().catch(() => undefined);
-    if (before) URL.revokeObjectURL(before);
-    page.shownFrame = key;
+    const response = await ask(`/api/frame?line=${line}&heatmap=${heatmap}${known}`);
+    const told = response.headers.get("X-Frame");
+    if (!told) return; // there is none, or it is shown already
+    const url = response.status === 204 ? null : URL.createObjectURL(await response.blob());
+    if (line !== page.line) return; // another one was chosen meanwhile
+    await showPicture(url);
+    page.frame = { heatmap, record: JSON.parse(told) };
+    showBanner();
   } catch {
     // The state says that the run cannot be reached.
   }
+}
+
+async function showPicture(url) {
+  const image = find("frame");
+  find("no-frame").hidden = Boolean(url);
+  image.hidden = !url;
+  if (!url) {
+    find("no-frame").textContent = "this frame could not be read";
+    return;
+  }
+  const before = image.src;
+  image.src = url;
+  await image.decode().catch(() => undefined);
+  if (before) URL.revokeObjectURL(before);
 }
 
 // ---- trying a threshold
@@ -319,7 +344,7 @@ find("trial-reset").addEventListener("click", () => {
   tryThreshold();
 });
 find("trial-bundle").addEventListener("click", () => {
-  find("trial-value").value = number(page.state.line.bundle_threshold);
+  if (page.state) find("trial-value").value = number(page.state.line.bundle_threshold);
   tryThreshold();
 });
 find("heatmap").addEventListener("change", showFrame);
@@ -336,9 +361,8 @@ async function refresh() {
     link.textContent = `live · ${state.version}`;
     link.className = "chip good";
     find("bundle").textContent = state.line.bundle;
-    document.title = `${state.line.record?.verdict ?? "waiting"} · ${state.line.name}`;
     showLines(state.lines);
-    showVerdict(state.line);
+    showBanner();
     showFacts(state.line);
     showLatency(state.line);
     showEvents(state.line);
@@ -347,7 +371,7 @@ async function refresh() {
   } catch (error) {
     link.textContent = error.name === "TypeError" ? "the run cannot be reached" : error.message;
     link.className = "chip bad";
-    if (page.state?.line.record) showStale("the run cannot be reached");
+    if (page.frame) showNoVerdict("the run cannot be reached");
   }
 }
 

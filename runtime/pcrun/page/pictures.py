@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pcrun.errors import SinkError
 from pcrun.image_io import encode_jpeg
@@ -22,27 +23,47 @@ _FRAME_EVERY_S = 0.1
 _GALLERY_EVERY_S = 0.2
 
 
+@dataclass(frozen=True)
+class PaintedFrame:
+    """A frame as it is shown.
+
+    Attributes:
+        number: of the frame, as its line counts.
+        record: of its verdict, so that picture and words are of one frame.
+        jpeg: empty where the frame could not be read.
+        painted_at: by the monotonic clock, in seconds.
+    """
+
+    number: int
+    record: dict[str, Any]
+    jpeg: bytes
+    painted_at: float
+
+
 class FramePainter:
-    """The current frame of one line as JPEG; a picture serves all who ask for it."""
+    """The current frame of one line; a picture serves all who ask for it."""
 
     def __init__(self, line: LineState) -> None:
         self._line = line
         self._lock = threading.Lock()
-        # By "with heatmap": number of the frame, when it was painted, picture.
-        self._painted: dict[bool, tuple[int, float, bytes]] = {}
+        # By "with heatmap".
+        self._painted: dict[bool, PaintedFrame] = {}
 
-    def jpeg(self, *, heatmap: bool) -> tuple[int, bytes] | None:
-        """Number and picture of the newest frame, or of one a moment ago; None before the first."""
-        latest = self._line.latest()
-        if latest is None or latest[1].image is None:
-            return None
-        number, verdict = latest
+    def frame(self, *, heatmap: bool) -> PaintedFrame | None:
+        """The newest frame, or one of a moment ago; None before the first."""
         with self._lock:
-            painted = self._painted.get(heatmap)
-            if painted is None or (number != painted[0] and time.monotonic() - painted[1] >= _FRAME_EVERY_S):
-                painted = (number, time.monotonic(), paint(verdict, _FRAME_PX, heatmap=heatmap))
+            latest, painted = self._line.latest(), self._painted.get(heatmap)
+            if latest is None:
+                return None
+            now = time.monotonic()
+            if painted is None or (
+                latest.number != painted.number and now - painted.painted_at >= _FRAME_EVERY_S
+            ):
+                readable = latest.verdict.image is not None
+                jpeg = paint(latest.verdict, _FRAME_PX, heatmap=heatmap) if readable else b""
+                painted = PaintedFrame(latest.number, latest.record, jpeg, now)
                 self._painted[heatmap] = painted
-        return painted[0], painted[2]
+            return painted
 
 
 class GalleryPainter:

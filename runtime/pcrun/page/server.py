@@ -38,6 +38,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_FRAME_HEADER = "X-Frame"
+_SHOWN_WITH_A_FRAME = ("source", "frame", "time", "verdict", "score", "threshold", "alarm", "error")
 _LARGEST_BODY = 4096
 _START_S = 10.0
 _END_S = 3.0
@@ -136,10 +138,15 @@ def make_app(lines: Sequence[LineState], change_threshold: Callable[[int, float]
         )
 
     def frame(request: Request) -> Response:
-        painted = painters[line_number(request)].jpeg(heatmap=request.query_params.get("heatmap") != "0")
-        if painted is None:
+        painted = painters[line_number(request)].frame(heatmap=request.query_params.get("heatmap") != "0")
+        if painted is None or request.query_params.get("known") == str(painted.number):
             return Response(status_code=204)
-        return Response(painted[1], media_type="image/jpeg", headers={"X-Frame-Number": str(painted[0])})
+        shown = {key: painted.record[key] for key in _SHOWN_WITH_A_FRAME if key in painted.record}
+        # With the picture, so that no other frame's verdict stands above it. ASCII, as headers must be.
+        headers = {_FRAME_HEADER: json.dumps({"number": painted.number, **shown})}
+        if not painted.jpeg:
+            return Response(status_code=204, headers=headers)
+        return Response(painted.jpeg, media_type="image/jpeg", headers=headers)
 
     def anomaly(request: Request) -> Response:
         text = request.query_params.get("number", "")

@@ -49,6 +49,21 @@ class Anomaly:
     jpeg: bytes | None = None
 
 
+@dataclass(frozen=True)
+class Latest:
+    """The last frame of a line.
+
+    Attributes:
+        number: counts the frames of the line, from 1.
+        verdict: what a picture of it is painted from.
+        record: of its verdict.
+    """
+
+    number: int
+    verdict: "Verdict"
+    record: dict[str, Any]
+
+
 class LineState:
     """One line, as far as the page is concerned. All methods may be called from any thread."""
 
@@ -102,12 +117,10 @@ class LineState:
                 self._state = _STATES[record["event"]]
                 self._reason = record.get("reason")
 
-    def latest(self) -> "tuple[int, Verdict] | None":
-        """The last frame that has a picture to show, and its number."""
+    def latest(self) -> "Latest | None":
+        """The last frame; None before the first."""
         with self._lock:
-            if self._latest is None:
-                return None
-            return self._number, self._latest[0]
+            return Latest(self._number, *self._latest) if self._latest else None
 
     def anomaly(self, number: int) -> Anomaly | None:
         """A frame of the gallery."""

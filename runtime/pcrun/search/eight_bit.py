@@ -1,5 +1,6 @@
 """Memory-bank rows as 8-bit numbers, and onnxruntime's exact integer products with them."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -221,6 +222,7 @@ def _open_product(matrix: AnyArray) -> Any:
     return open_graph(model, provider="cpu", threads=1)
 
 
+@functools.cache  # search and verifier both ask, and the processor stays the same
 def query_bits() -> int:
     """8, or 7 where this processor's 8-bit products saturate (x86 without VNNI adds pairs in 16 bits)."""
     session = _open_product(np.full((64, 16), 127, np.int8))

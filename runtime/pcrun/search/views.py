@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pcrun.threads import blas_threads
 from pcrun.types import FloatArray
 
 _SEED = 0
@@ -54,7 +55,7 @@ class Projected:
         self._centre = centre
         self._basis = np.ascontiguousarray(basis @ _rotation(basis.shape[1]))
         self.dim = basis.shape[1]
-        self.stretch = max(1.0, float(np.linalg.norm(self._basis.astype(np.float64), 2)))
+        self.stretch = max(1.0, _largest_singular_value(self._basis))
 
     def see(self, vectors: FloatArray) -> FloatArray:
         """See `View.see`."""
@@ -75,7 +76,7 @@ class ProjectedWithRest:
         self._basis = np.ascontiguousarray(basis @ _rotation(basis.shape[1]))
         self.dim = basis.shape[1] + 1
         # With singular values s of the basis, squares grow at most s^2 + (1 - s^2)^2 times; 1 for s <= 1.
-        largest = float(np.linalg.norm(self._basis.astype(np.float64), 2)) ** 2
+        largest = _largest_singular_value(self._basis) ** 2
         self.stretch = float(np.sqrt(max(1.0, largest + (1 - largest) ** 2)))
 
     def see(self, vectors: FloatArray) -> FloatArray:
@@ -91,6 +92,13 @@ class ProjectedWithRest:
 
 def _rotation(dim: int) -> FloatArray:
     """(dim, dim) float32, orthogonal; any one will do, and always the same is easier to reason about."""
-    turned, _ = np.linalg.qr(np.random.default_rng(_SEED).standard_normal((dim, dim)))
+    # Small problems: on several threads they mostly wait for each other, at every start of a run.
+    with blas_threads(1):
+        turned, _ = np.linalg.qr(np.random.default_rng(_SEED).standard_normal((dim, dim)))
     rotation: FloatArray = turned.astype(np.float32)
     return rotation
+
+
+def _largest_singular_value(basis: FloatArray) -> float:
+    with blas_threads(1):
+        return float(np.linalg.norm(basis.astype(np.float64), 2))

@@ -8,7 +8,7 @@ from pcrun.pipeline import Receiver, Verdict
 from pcrun.sinks import Sink
 from pcrun.sinks.record import VERDICTS, event_record, result_record
 from pcrun.sinks.text import described
-from pcrun.sources import Event
+from pcrun.sources import RUN_ITSELF, Event
 
 # Events that somebody at a terminal, or a service's log, should show as well.
 _FOR_PEOPLE = (
@@ -53,6 +53,8 @@ class SinkSet(Receiver):
         self._on_idle = on_idle
         # Of failing sinks, by number: what they had lost before.
         self._failing: dict[int, int] = {}
+        # Of sources that are away, by name.
+        self._lost_because: dict[str, object] = {}
         self.counts = dict.fromkeys(VERDICTS, 0)
         self.alarms = 0
         self.failed_sources = 0
@@ -83,10 +85,17 @@ class SinkSet(Receiver):
     def event(self, event: Event) -> None:
         """See `Receiver.event`."""
         record = event_record(event, time.time())
-        if event.name in _FOR_PEOPLE:
-            self._say(f"{record['source']}: {described(record)}")
+        if not self._is_said(event) and event.name in _FOR_PEOPLE:
+            whose = "" if event.source == RUN_ITSELF else f"{record['source']}: "
+            self._say(f"{whose}{described(record)}")
         self.failed_sources += event.name == "failed"
         self._hand(lambda sink: sink.event(record))
+
+    def _is_said(self, event: Event) -> bool:
+        """Whether it repeats: a camera that is away is tried again and again, for days."""
+        reason = event.detail.get("reason") if event.name == "lost" else None
+        before, self._lost_because[event.source] = self._lost_because.get(event.source), reason
+        return reason is not None and reason == before
 
     def close(self, *, quiet: bool = False) -> None:
         """Close all sinks; `quiet` after another error, which is the one to be told.
@@ -94,16 +103,17 @@ class SinkSet(Receiver):
         Raises:
             SinkError: one of them lost something, and that is not allowed.
         """
-        problem = None
+        problems = []
         for sink in self._sinks:
             try:
                 sink.close()
             except SinkError as error:
-                problem = error
-                if not quiet:
-                    self._say(f"{sink.name}: {error}")
-        if problem is not None and self._strict and not quiet:
-            raise problem
+                problems.append(_of_sink(sink, error))
+        last = problems.pop() if problems and self._strict and not quiet else None
+        for problem in () if quiet else problems:
+            self._say(str(problem))
+        if last is not None:
+            raise last
 
     def _hand(self, call: Callable[[Sink], None]) -> None:
         news: list[tuple[Sink, Event]] = []
@@ -113,8 +123,7 @@ class SinkSet(Receiver):
                 call(sink)
             except SinkError as error:
                 if self._strict:
-                    named = sink.name in str(error)
-                    raise error if named else SinkError(f"{sink.name}: {error}") from error
+                    raise _of_sink(sink, error) from error
                 if number not in self._failing:
                     self._failing[number] = before
                     news.append((sink, Event("sink_failed", sink.name, {"reason": str(error)})))
@@ -137,3 +146,8 @@ class SinkSet(Receiver):
             except SinkError:
                 # Reported with the next record.
                 continue
+
+
+def _of_sink(sink: Sink, error: SinkError) -> SinkError:
+    """The error, with the sink's name."""
+    return error if sink.name in str(error) else SinkError(f"{sink.name}: {error}")

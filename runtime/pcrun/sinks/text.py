@@ -93,7 +93,8 @@ class Table:
             return self._coloured(f"{source:<{self._SOURCE_WIDTH}} {described(record)}", "event") + "\n"
         line = f"{source:<{self._SOURCE_WIDTH}} {record['frame']:>6}  {record['verdict']:<9}"
         if record["verdict"] == VERDICT_ERROR:
-            line += f" {record['error']}"
+            # Most reasons begin with the file's name, which the line has already.
+            line += f" {record['error'].removeprefix(record['source'] + ': ')}"
         else:
             line += f" {record['score']:>9.4f} {record['threshold']:>9.4f} {len(record['regions']):>7}"
             line += f" {record['timings_ms']['total']:>7.1f}"
@@ -116,7 +117,11 @@ def make_formatter(name: str, *, terminal: bool) -> Formatter:
 
 def described(record: dict[str, Any]) -> str:
     """An event in words."""
-    facts = [f"{key} {value}" for key, value in record.items() if key not in ("event", "source", "time")]
+    facts = [
+        f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in record.items()
+        if key not in ("event", "source", "time")
+    ]
     return f"{record['event']} ({', '.join(facts)})" if facts else str(record["event"])
 
 

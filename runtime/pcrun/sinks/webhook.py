@@ -63,9 +63,10 @@ class WebhookSink(BackgroundSink[bytes]):
             kind = Undeliverable if _is_final(error.code) else SinkError
             raise kind(f"the server answers {error.code} {error.reason}") from error
         except (OSError, http.client.HTTPException) as error:
-            raise SinkError(
-                f"the server cannot be reached ({redacted(str(error))}). Check address and network."
-            ) from error
+            # urllib wraps the socket's own error, whose words are the plain ones.
+            reason = getattr(error, "reason", error)
+            words = redacted(str(getattr(reason, "strerror", None) or reason))
+            raise SinkError(f"the server cannot be reached ({words}). Check address and network.") from error
 
 
 def _is_final(status: int) -> bool:

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 from pcrun.types import UInt8Array
 
+# Source of events about the run as a whole.
+RUN_ITSELF = "pcrun"
+
 
 @dataclass(frozen=True)
 class Frame:

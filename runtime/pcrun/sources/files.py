@@ -58,7 +58,8 @@ class VideoFile:
         """
         self.name = str(path)
         if not Path(path).is_file():
-            raise SourceError(f"There is no video file {path}. Check the path.")
+            hint = "It is a folder; images in it take --images." if Path(path).is_dir() else "Check the path."
+            raise SourceError(f"There is no video file {path}. {hint}")
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
             raise SourceError(

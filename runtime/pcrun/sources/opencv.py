@@ -52,7 +52,8 @@ class CameraDevice:
         capture = cv2.VideoCapture(self.number)
         _require_opened(
             capture,
-            f"Camera {self.number} cannot be opened. Expected a connected camera that no other program uses.",
+            f"Camera {self.number} cannot be opened. Expected a connected camera that no other "
+            "program uses; `pcrun doctor` lists those that give frames.",
         )
         set_properties(capture, self.properties, self.name)
         return capture

@@ -16,6 +16,7 @@ from pcrun.sources.urls import is_url
 from pcrun.sources.watch import WatchedFolder
 from pcrun.suffixes import VIDEO_SUFFIXES
 
+_CAMERA = re.compile(r"(?:camera:|/dev/video)?(\d+)")
 _SIZE = re.compile(r"(\d+)x(\d+)")
 
 
@@ -38,8 +39,9 @@ def open_source(text: str, options: SourceOptions, *, white_level_16bit: int) ->
     """The source that a text names.
 
     Args:
-        text: a camera number; a URL; "gstreamer:PIPELINE"; "watch:FOLDER"; "stdin:WIDTHxHEIGHT"; "video:FILE"
-            or the name of a video file; else image files: a file, a folder or a glob pattern.
+        text: a camera number or /dev/videoN; a URL; "gstreamer:PIPELINE"; "watch:FOLDER";
+            "stdin:WIDTHxHEIGHT"; "video:FILE" or the name of a video file; else image files: a file, a folder
+            or a glob pattern.
         options: of the run.
         white_level_16bit: of the bundle.
 
@@ -47,10 +49,9 @@ def open_source(text: str, options: SourceOptions, *, white_level_16bit: int) ->
         SourceError: it cannot be understood, or is not there (live sources are tried when they run).
     """
     kind, _, rest = text.partition(":")
-    if text.isdecimal():
-        return _live(CameraDevice(int(text), options.properties), options)
-    if kind == "camera" and rest.isdecimal():
-        return _live(CameraDevice(int(rest), options.properties), options)
+    camera = _CAMERA.fullmatch(text)
+    if camera:
+        return _live(CameraDevice(int(camera[1]), options.properties), options)
     if is_url(text):
         return _live(StreamDevice(text, options.stall_timeout_s, options.properties), options)
     if kind == "gstreamer":

@@ -15,6 +15,7 @@ for needed in ("hnswlib", "onnx", "onnxruntime"):
 from pcrun import cli_options  # noqa: E402
 from pcrun.bench import measure  # noqa: E402
 from pcrun.bench.cold import cold_starts  # noqa: E402
+from pcrun.bench.scenarios import Trial  # noqa: E402
 from pcrun.errors import BackendError  # noqa: E402
 from tests.data.make_tiny_bundle import smooth_image  # noqa: E402
 from tests.runtime.conftest import Run  # noqa: E402
@@ -85,6 +86,14 @@ def test_every_scenario(tiny_bundle: Path, image: Path, run: Run) -> None:
     camera = found["camera"]
     assert 0 <= camera["frames"] - camera["scored"] - camera["dropped"] <= 3
     assert camera["latency_ms"]["count"] == camera["scored"] > 10
+
+
+@pytest.mark.parametrize("rate, seconds, doubted", [(50.0, 3, True), (50.0, 5, False), (98.0, 60, True)])
+def test_a_rate_whose_queue_had_no_time_to_grow_is_doubted(rate: float, seconds: int, doubted: bool) -> None:
+    trial = Trial(rate, [12.0] * round(rate * seconds), met=True, given_up=False)
+    warnings = measure._too_short(trial, 100.0)
+    assert bool(warnings) == doubted
+    assert not doubted or f"{rate:.0f}% of what is served one after the other" in warnings[0]
 
 
 def test_few_queries_are_said_to_be_few(tiny_bundle: Path, image: Path, run: Run) -> None:

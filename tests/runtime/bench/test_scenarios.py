@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from pcrun.bench.scenarios import Limits, Runner, poisson_arrivals
+from pcrun.bench.scenarios import Limits, Runner, poisson_arrivals, settled_after_s
 
 
 class FakeClock:
@@ -111,6 +111,24 @@ def test_the_largest_rate_that_meets_the_bound() -> None:
     assert [trial.met for trial in trials].count(True) >= 1
     # With fixed service times more than half of the capacity, and never all of it.
     assert 50 < rate < 95
+
+
+@pytest.mark.parametrize("bound_ms", [50.0, 100.0])
+def test_a_rate_near_the_limit_is_doubted_where_it_was_measured_too_shortly(bound_ms: float) -> None:
+    def accepted(duration_s: float) -> float:
+        rate, _ = Device(lambda n: 0.01).runner().server(bound_ms, Limits(duration_s, 1), highest_rate=100.0)
+        assert rate is not None
+        return rate
+
+    right = accepted(1000.0)
+    short, long = accepted(1.0), accepted(100.0)
+    assert short > 1.25 * right and settled_after_s(short, 100.0) > 1.0
+    assert long == pytest.approx(right, rel=0.1) and settled_after_s(long, 100.0) < 100.0
+
+
+def test_the_nearer_the_limit_the_longer_a_queue_takes() -> None:
+    times = [settled_after_s(rate, 100.0) for rate in (50.0, 80.0, 95.0, 99.0, 100.0, 200.0)]
+    assert times[0] == pytest.approx(4.0) and times == sorted(times) and np.isfinite(times).all()
 
 
 def test_a_bound_below_the_service_time_has_no_rate() -> None:
