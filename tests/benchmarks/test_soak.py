@@ -10,10 +10,10 @@ import pytest
 from pcbench.cli import cli
 from pcbench.results import load_results
 from pcbench.soak import LoopedVideo
-from pcrun.cli_support import run_command
+from pcrun.commands.support import run_command
 from pcrun.sources import Frame
 from pcrun.sources.live import LiveSource
-from tests.runtime.test_sources import write_video
+from tests.runtime.sources.test_sources import write_video
 
 
 @pytest.fixture
