@@ -85,46 +85,24 @@ def measure_peers(
     """
     bundle = Bundle.load(path)
     _require_comparable(bundle, weights)
-    files = [str(file.resolve()) for file in chosen_images(images, max_images)]
+    files = tuple(str(file.resolve()) for file in chosen_images(images, max_images))
     threads = threads or available_cores()
-    before = conditions.snapshot()
+    trained = str(weights.resolve()) if weights else None
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / MANIFEST_NAME).write_bytes(manifest_to_json(bundle.manifest))
-        np.save(Path(folder) / BANK_FILE, bundle.memory_bank)
-        first = Request(
-            OURS,
-            str(path.resolve()),
-            bundle.digest,
-            tuple(files),
-            threads,
-            provider,
-            str(weights.resolve()) if weights else None,
-            folder,
-        )
-        facts, checks, absent = _compared(first, peers or PEERS, say)
-        pairs = _timed_pairs(first, [peer for peer in checks if peer != OURS], rounds, say)
-    meanwhile = conditions.between(before, conditions.snapshot(), cores=available_cores())
+        ours = Request(OURS, str(path.resolve()), bundle.digest, files, threads, provider, trained, folder)
+        _write_parts(bundle, ours)
+        measured = _measured(ours, peers or PEERS, rounds, say)
     result: dict[str, Any] = {
         "name": name,
         "machine": machine_facts(),
         "versions": versions() | installed(("anomalib", "timm", "torchvision")),
-        "digest": bundle.digest,
-        "backbone": bundle.manifest.embedding.backbone,
-        "bank": bundle.manifest.memory_bank.count,
-        "dim": bundle.manifest.memory_bank.dim,
-        "image_score": bundle.manifest.scoring.image_score,
+        **_bundle_facts(bundle),
         "images": len(files),
         "threads": threads,
         "rounds": rounds,
         "warm_up": WARM_UP_NOTE,
         "tolerance": TOLERANCE_RELATIVE,
-        "conditions": conditions.facts(meanwhile),
-        "warnings": list(meanwhile.warnings),
-        "ours": facts.pop(OURS),
-        "checks": checks,
-        "peers": facts,
-        "absent": absent,
-        "pairs": pairs,
+        **measured,
     }
     save_result(output, "peers", result)
     return result
@@ -148,6 +126,39 @@ def _require_comparable(bundle: Bundle, weights: Path | None) -> None:
             f"{weights} is not the file that {bundle.path} was built with. Expected SHA-256 "
             f"{spec.weights_sha256[:16]}..., got {found[:16]}...; name that file, or leave --weights out."
         )
+
+
+def _write_parts(bundle: Bundle, request: Request) -> None:
+    """What peers take of the bundle, so that none of them needs to open it."""
+    request.file(MANIFEST_NAME).write_bytes(manifest_to_json(bundle.manifest))
+    np.save(request.file(BANK_FILE), bundle.memory_bank)
+
+
+def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "digest": bundle.digest,
+        "backbone": bundle.manifest.embedding.backbone,
+        "bank": bundle.manifest.memory_bank.count,
+        "dim": bundle.manifest.memory_bank.dim,
+        "image_score": bundle.manifest.scoring.image_score,
+    }
+
+
+def _measured(ours: Request, peers: Sequence[str], rounds: int, say: Say) -> dict[str, Any]:
+    """Compare the results, time the pairs, and look at the machine meanwhile."""
+    before = conditions.snapshot()
+    facts, checks, absent = _compared(ours, peers, say)
+    pairs = _timed_pairs(ours, [peer for peer in checks if peer != OURS], rounds, say)
+    meanwhile = conditions.between(before, conditions.snapshot(), cores=available_cores())
+    return {
+        "conditions": conditions.facts(meanwhile),
+        "warnings": list(meanwhile.warnings),
+        "ours": facts.pop(OURS),
+        "checks": checks,
+        "peers": facts,
+        "absent": absent,
+        "pairs": pairs,
+    }
 
 
 def _compared(

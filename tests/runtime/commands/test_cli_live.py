@@ -412,7 +412,7 @@ class TestSchema:
         ids=str,
     )
     def test_it_refuses_what_is_none(self, validator: Any, wrong: dict[str, Any]) -> None:
-        from tests.runtime.sinks.test_outputs import RECORDS
+        from tests.runtime.sinks.results import RECORDS
 
         validator.validate(RECORDS[0])
         assert not validator.is_valid({**RECORDS[0], **wrong})

@@ -23,7 +23,7 @@ from pcrun.sinks.record import event_record, result_record
 from pcrun.sources import Event, Frame
 from pcrun.sources.view import FrameView, Roi
 from tests.runtime.servers import free_port
-from tests.runtime.sinks.test_outputs import SPEC, make_result
+from tests.runtime.sinks.results import SPEC, make_result
 
 TOKEN = "a-token-that-is-long-enough"
 

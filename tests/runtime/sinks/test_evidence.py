@@ -16,7 +16,7 @@ from pcrun.sinks.evidence import EvidenceSink
 from pcrun.sinks.record import result_record
 from pcrun.sources import Frame
 from pcrun.sources.view import FrameView
-from tests.runtime.sinks.test_outputs import FakeDetector, make_result
+from tests.runtime.sinks.results import FakeDetector, make_result
 
 
 def put(sink: EvidenceSink, index: int, *, anomalous: bool = True, seed: int = 0) -> None:

@@ -11,7 +11,7 @@ from pcrun.errors import BackendError, SinkError
 from pcrun.sinks import moving
 from pcrun.sinks.moving import VideoSink, WindowSink
 from pcrun.sources import Frame
-from tests.runtime.sinks.test_outputs import make_result, make_verdict
+from tests.runtime.sinks.results import make_result, make_verdict
 
 
 def frame(index: int, height: int = 64, width: int = 97, grey: int = 60) -> Frame:

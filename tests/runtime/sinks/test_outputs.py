@@ -1,87 +1,21 @@
-"""What comes out: result lines, overlays and maps."""
+"""Results as text: lines, tables, files that may grow."""
 
 import csv
 import io
 import json
 import os
-import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
 from pcrun.errors import SinkError
-from pcrun.files import write_file
-from pcrun.images.overlay import draw_overlay, map_as_uint16
-from pcrun.pipeline.pipeline import Verdict
-from pcrun.preprocess import PreprocessSpec
-from pcrun.result import AnomalyResult, Region, StageTimings
-from pcrun.sinks.pictures import PictureSink
 from pcrun.sinks.record import event_record, result_record
 from pcrun.sinks.text import CSV_FIELDS, Csv, FileSink, JsonLines, StreamSink, Table, make_formatter
 from pcrun.sources import Event, Frame
 from pcrun.sources.view import FrameView, Roi
-
-SPEC = PreprocessSpec(32, 48, 32, 48)
-PIXEL_THRESHOLD = 2.0
-
-
-def make_result(heat: np.ndarray | None = None, *, anomalous: bool = True, **changes: Any) -> AnomalyResult:
-    heat = np.zeros((32, 48), np.float32) if heat is None else heat
-    values: dict[str, Any] = {
-        "image_score": 3.5 if anomalous else 1.5,
-        "threshold": 2.5,
-        "is_anomalous": anomalous,
-        "patch_scores": np.zeros((8, 12), np.float32),
-        "anomaly_map": heat,
-        "pixel_threshold": PIXEL_THRESHOLD,
-        "mask": heat > PIXEL_THRESHOLD,
-        "regions": (Region(3, 4, 5, 6, 20, 3.25), Region(20, 1, 2, 2, 4, 2.125)) if anomalous else (),
-        "timings": StageTimings(1.0, 2.0, 3.0, 4.0, 5.0),
-        "exactness": "image",
-        "search": "hnsw",
-        "verified_patches": 8,
-    }
-    return AnomalyResult(**(values | changes))
-
-
-def make_frame(source: str = "parts/a.png", index: int = 0) -> Frame:
-    return Frame(source, index, np.full((64, 96, 3), 90, np.uint8), None, 0.5)
-
-
-BROKEN = Frame('odd, "name"\n.png', 7, None, 'odd, "name"\n.png: not an image, really', 0.1)
-RECORDS = [
-    result_record(make_frame("größe.png"), make_result()),
-    result_record(BROKEN, None),
-    result_record(make_frame(index=2), make_result(anomalous=False)),
-]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-@dataclass(frozen=True)
-class FakeManifest:
-    preprocess: PreprocessSpec = SPEC
-
-
-class FakeDetector:
-    manifest = FakeManifest()
-
-
-def make_verdict(frame: Frame, result: AnomalyResult, image: np.ndarray | None = None) -> Verdict:
-    image = frame.image if image is None else image
-    detector: Any = FakeDetector()
-    return Verdict(frame, image, FrameView(), result, None, detector, 0, None, None)
-
-
-def picture_sink(overlays: Path | None, maps: Path | None = None, map_format: str = "npy") -> PictureSink:
-    return PictureSink(overlays, maps, map_format)
-
+from tests.runtime.sinks.results import BROKEN, RECORDS, make_frame, make_result, names
 
 EVENT = event_record(Event("lost", "camera:0", {"reason": 'no "frame", for 5 s', "retry_in_s": 0.5}), 1.5e9)
 
@@ -342,169 +276,3 @@ class TestFileSink:
             sink.event({"frame": 1})
         with pytest.raises(SinkError, match="1 lines are lost"):
             sink.close()
-
-
-class TestWriteFile:
-    def test_replaces_what_was_there(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.bin"
-        path.write_bytes(b"old")
-        write_file(path, b"new")
-        assert path.read_bytes() == b"new" and names(tmp_path) == ["a.bin"]
-
-    def test_leaves_no_temporary_when_the_target_cannot_be_replaced(self, tmp_path: Path) -> None:
-        (tmp_path / "a.png").mkdir()
-        with pytest.raises(SinkError, match=r"a\.png cannot be written"):
-            write_file(tmp_path / "a.png", b"data")
-        assert names(tmp_path) == ["a.png"]
-
-    def test_leaves_no_temporary_and_the_old_file_when_interrupted(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        path = tmp_path / "a.bin"
-        path.write_bytes(b"old")
-
-        def interrupted(self: Path, target: Path) -> None:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(Path, "replace", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            write_file(path, b"new")
-        assert path.read_bytes() == b"old" and names(tmp_path) == ["a.bin"]
-
-    def test_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(SinkError, match="No such file or directory"):
-            write_file(tmp_path / "gone" / "a.png", b"data")
-
-    def test_others_may_read_what_the_umask_allows(self, tmp_path: Path) -> None:
-        before = os.umask(0o022)
-        try:
-            write_file(tmp_path / "a.png", b"data")
-        finally:
-            os.umask(before)
-        assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o644
-
-
-class TestPictureSink:
-    def write(self, sink: PictureSink, *frames: Frame) -> None:
-        for frame in frames:
-            sink.verdict(make_verdict(frame, make_result()), {})
-
-    def test_equal_names_from_different_folders_stay_apart(self, tmp_path: Path) -> None:
-        sources = ["a/x/1.png", "b/x/1.png", "a/x/1.jpg", "y/1.png", "1.png"]
-        self.write(picture_sink(tmp_path), *(make_frame(source, i) for i, source in enumerate(sources)))
-        assert names(tmp_path) == ["1.png", "x_1.png", "x_1_2.png", "x_1_3.png", "y_1.png"]
-
-    def test_video_and_camera_frames_are_numbered(self, tmp_path: Path) -> None:
-        frames = [make_frame("line/day.MP4", 3), make_frame("camera:0", 12)]
-        self.write(picture_sink(tmp_path), *frames)
-        assert names(tmp_path) == ["camera_0_000012.png", "line_day_000003.png"]
-
-    def test_odd_characters_stay_out_of_file_names(self, tmp_path: Path) -> None:
-        self.write(picture_sink(tmp_path), make_frame("teile 1/größe 5 µm?*.png"))
-        assert names(tmp_path) == ["teile_1_größe_5_µm_.png"]
-
-    def test_npy_map_is_the_result_map_at_the_images_size(self, tmp_path: Path) -> None:
-        heat = np.random.default_rng(0).uniform(0, 5, (32, 48)).astype(np.float32)
-        frame = make_frame()
-        picture_sink(None, tmp_path).verdict(make_verdict(frame, make_result(heat)), {})
-        saved = np.load(tmp_path / "parts_a.npy", allow_pickle=False)
-        assert saved.dtype == np.float32 and saved.shape == (64, 96)
-        expected = cv2.resize(heat, (96, 64), interpolation=cv2.INTER_LINEAR)
-        np.testing.assert_array_equal(saved, expected)
-
-    def test_npy_map_is_unchanged_when_the_image_has_the_input_size(self, tmp_path: Path) -> None:
-        heat = np.random.default_rng(0).uniform(0, 5, (32, 48)).astype(np.float32)
-        image = np.zeros((32, 48, 3), np.uint8)
-        picture_sink(None, tmp_path).verdict(make_verdict(make_frame(), make_result(heat), image), {})
-        np.testing.assert_array_equal(np.load(tmp_path / "parts_a.npy"), heat)
-
-    def test_png_map_reaches_white_at_four_times_the_pixel_threshold(self, tmp_path: Path) -> None:
-        heat = np.zeros((32, 48), np.float32)
-        heat[0, :4] = [PIXEL_THRESHOLD, 2 * PIXEL_THRESHOLD, 4 * PIXEL_THRESHOLD, 9 * PIXEL_THRESHOLD]
-        image = np.zeros((32, 48, 3), np.uint8)
-        picture_sink(None, tmp_path, "png").verdict(make_verdict(make_frame(), make_result(heat), image), {})
-        saved = cv2.imdecode(np.fromfile(tmp_path / "parts_a.png", np.uint8), cv2.IMREAD_UNCHANGED)
-        assert saved.dtype == np.uint16 and saved.shape == (32, 48)
-        assert saved[0, :5].tolist() == [16384, 32768, 65535, 65535, 0]
-
-    def test_map_outside_the_crop_is_black_in_png(self) -> None:
-        values = np.array([[np.nan, 1.0, -1.0]], np.float32)
-        assert map_as_uint16(values, 2.0).tolist() == [[0, 32768, 0]]
-
-    def test_nothing_is_written_unless_asked_for(self, tmp_path: Path) -> None:
-        self.write(picture_sink(None), make_frame())
-        assert names(tmp_path) == []
-
-    def test_folders_are_made(self, tmp_path: Path) -> None:
-        self.write(picture_sink(tmp_path / "a" / "b", tmp_path / "c"), make_frame())
-        assert names(tmp_path / "a" / "b") == ["parts_a.png"]
-        assert names(tmp_path / "c") == ["parts_a.npy"]
-
-    def test_a_file_in_the_way_is_known_before_the_first_frame(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("x")
-        with pytest.raises(SinkError, match=r"The folder .*file cannot be made \(File exists\)"):
-            picture_sink(tmp_path / "file")
-
-
-class TestOverlay:
-    IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-
-    def body(self, result: AnomalyResult, spec: PreprocessSpec = SPEC) -> np.ndarray:
-        """The overlay without its caption strip."""
-        overlay = draw_overlay(self.IMAGE, result, spec)
-        assert overlay.dtype == np.uint8 and overlay.shape[1:] == (96, 3) and overlay.shape[0] > 64
-        return overlay[-64:]
-
-    def test_pixels_change_only_where_the_map_is_hot(self) -> None:
-        heat = np.full((32, 48), 0.4 * PIXEL_THRESHOLD, np.float32)
-        heat[8:16, 12:24] = 1.2 * PIXEL_THRESHOLD
-        body = self.body(make_result(heat, regions=()))
-        changed = (body != self.IMAGE).any(axis=2)
-        # Bilinear enlargement may spread the edge by one map pixel.
-        near = np.zeros((64, 96), bool)
-        near[14:34, 22:50] = True
-        assert not changed[~near].any()
-        assert changed[18:30, 26:46].mean() > 0.95
-
-    @pytest.mark.parametrize("multiple, changes", [(0.0, False), (0.75, False), (0.9, True), (1.5, True)])
-    def test_colour_starts_at_three_quarters_of_the_pixel_threshold(
-        self, multiple: float, changes: bool
-    ) -> None:
-        heat = np.full((32, 48), multiple * PIXEL_THRESHOLD, np.float32)
-        body = self.body(make_result(heat, regions=()))
-        assert (body != self.IMAGE).any() == changes
-
-    def test_outside_the_crop_nothing_changes(self) -> None:
-        spec = PreprocessSpec(32, 48, 16, 24)
-        heat = np.full((16, 24), 9 * PIXEL_THRESHOLD, np.float32)
-        changed = (self.body(make_result(heat, regions=()), spec) != self.IMAGE).any(axis=2)
-        assert changed[16:48, 24:72].mean() > 0.95
-        changed[16:48, 24:72] = False
-        assert not changed.any()
-
-    def test_the_input_is_not_modified(self) -> None:
-        before = self.IMAGE.copy()
-        draw_overlay(self.IMAGE, make_result(np.full((32, 48), 9, np.float32)), SPEC)
-        np.testing.assert_array_equal(self.IMAGE, before)
-
-    def test_regions_are_framed_at_their_edges(self) -> None:
-        body = self.body(make_result(regions=(Region(10, 20, 30, 15, 100, 3.0),)))
-        changed = (body != self.IMAGE).any(axis=2)
-        frame = np.zeros((64, 96), bool)
-        frame[20:35, 10:40] = True
-        frame[21:34, 11:39] = False
-        np.testing.assert_array_equal(changed, frame)
-
-    def test_the_verdict_has_its_colour(self) -> None:
-        strips = [
-            draw_overlay(self.IMAGE, make_result(anomalous=a, regions=()), SPEC)[:-64].astype(int)
-            for a in (True, False)
-        ]
-        red_over_green = [int((strip[:, :, 2] - strip[:, :, 1]).sum()) for strip in strips]
-        assert red_over_green[0] > 0 > red_over_green[1]
-
-    @pytest.mark.parametrize("image_hw", [(1, 1), (3, 400), (400, 3)])
-    def test_tiny_images(self, image_hw: tuple[int, int]) -> None:
-        image = np.zeros((*image_hw, 3), np.uint8)
-        result = make_result(np.full((32, 48), 9, np.float32), regions=(Region(0, 0, 1, 1, 1, 9.0),))
-        assert draw_overlay(image, result, SPEC).shape[1] == image_hw[1]

@@ -10,7 +10,7 @@ from pcrun.pipeline.pipeline import Verdict
 from pcrun.sinks.sink_set import SinkSet
 from pcrun.sources import Event, Frame
 from pcrun.sources.view import FrameView
-from tests.runtime.sinks.test_outputs import make_result
+from tests.runtime.sinks.results import make_result
 
 
 class FakeSink:
