@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pcbench.peers.one_graph import open_one_graph
 from pcbench.results import save_result
 from pcbench.timing import WARM_UP_NOTE, in_turns, summary
 from pcrun.backends.session import OnnxEmbedder
+from pcrun.bench.cold import cold_starts
 from pcrun.bundle.bundle import Bundle
 from pcrun.detector import AnomalyDetector, choose_thresholds, missing_limit
 from pcrun.errors import PcError
@@ -195,16 +195,12 @@ def _measure_end_to_end(
 
 def _measure_starts(bundle: Bundle, image: Path) -> dict[str, Any]:
     """From the start of a process to the verdict on its only image, and its resident memory."""
-    command = [sys.executable, "-m", "pcrun.cli", "--bundle", str(bundle.path), "--images", str(image)]
+    arguments = ["--bundle", str(bundle.path)]
     if bundle.manifest.scoring.threshold is None:
-        command += ["--threshold", "1e30", "--pixel-threshold", "1e30"]
-    samples = []
-    for _ in range(_STARTS + 1):
-        started = time.perf_counter()
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
-        samples.append((time.perf_counter() - started) * 1e3)
-        if process.returncode != 0:
-            raise PcError(f"pcrun failed: {process.stderr.strip()}")
+        arguments += ["--threshold", "1e30", "--pixel-threshold", "1e30"]
+    seconds = cold_starts(arguments, image.read_bytes(), image.suffix, starts=_STARTS + 1)
+    samples = [1e3 * value for value in seconds]
+    command = [sys.executable, "-m", "pcrun.cli", *arguments, "--images", str(image)]
     # The first start read the files from disk.
     return {**summary(samples[1:]), "first_ms": round(samples[0], 1), "peak_rss_mb": _peak_memory_mb(command)}
 

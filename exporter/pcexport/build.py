@@ -15,7 +15,7 @@ from pcexport.datasets.reader import ImageReader
 from pcexport.datasets.samples import ImageSamples
 from pcexport.errors import BuildError
 from pcexport.estimate import announce_needs
-from pcexport.evaluate import TestScore, accuracy_of, score_test_images
+from pcexport.evaluation.accuracy import TestScore, accuracy_of, score_test_images
 from pcexport.golden import choose_samples, write_samples
 from pcexport.graph.network import TracedNetwork, open_embedder, trace_network
 from pcexport.graph.precision import (

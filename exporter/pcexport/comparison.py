@@ -13,7 +13,7 @@ from pcexport.config import BuildConfig
 from pcexport.datasets import ImageRef
 from pcexport.datasets.samples import ImageSamples
 from pcexport.errors import BuildError
-from pcexport.evaluate import image_auroc
+from pcexport.evaluation.ranking import image_auroc
 from pcexport.graph.network import TracedNetwork
 from pcexport.graph.precision import REFERENCE
 from pcexport.memory_bank.bank import neighbour_lists

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pcbench.bundles import open_unchanged
 from pcrun.bundle.bundle import Bundle
 from pcrun.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from pcrun.detector import AnomalyDetector, missing_limit
-from pcrun.errors import BackendError, BundleError, PcError
+from pcrun.errors import BackendError, PcError
 from pcrun.preprocess import preprocess
 from pcrun.types import FloatArray, UInt8Array
 
@@ -86,10 +87,7 @@ class Request:
         Raises:
             BundleError: it has changed meanwhile.
         """
-        bundle = Bundle.load(self.bundle)
-        if bundle.digest != self.digest:
-            raise BundleError(f"{self.bundle} has changed since the measurement began. Start it again.")
-        return bundle
+        return open_unchanged(self.bundle, self.digest)
 
 
 class Opened(NamedTuple):

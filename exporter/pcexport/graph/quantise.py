@@ -23,6 +23,7 @@ from onnx import helper, numpy_helper
 
 from pcexport.errors import BuildError
 from pcexport.graph.rewrite import INPUT_NAME, consumers, finished, in_backbone, replace_initializers
+from pcexport.graph.tensorrt_rules import quantisation_problems
 from pcrun.backends.session import import_onnxruntime
 from pcrun.types import UInt8Array
 
@@ -50,7 +51,7 @@ def quantise(model: bytes, images: Iterable[UInt8Array], *, batch: int | None, s
         A checked graph with the same input and output; equal arguments give equal bytes.
 
     Raises:
-        BuildError: onnxruntime cannot quantise it, or there is nothing to quantise.
+        BuildError: onnxruntime cannot quantise it, or not as TensorRT needs; or there is nothing to quantise.
     """
     proto = onnx.load_from_string(model)
     _rectify_last(proto.graph)
@@ -93,7 +94,17 @@ def quantise(model: bytes, images: Iterable[UInt8Array], *, batch: int | None, s
     _keep_feature_maps(quantised.graph, nodes)
     if signed:
         _round_one_input_of_sums(quantised.graph)
+        _require_signed(quantised)
     return finished(quantised)
+
+
+def _require_signed(model: onnx.ModelProto) -> None:
+    problems = quantisation_problems(model)
+    if problems:
+        raise BuildError(
+            f"TensorRT cannot run what onnxruntime made of the backbone: {problems[0]}. Expected int8 around "
+            "zero; use --int8-activations unsigned, or another version of onnxruntime."
+        )
 
 
 def _rectify_last(graph: onnx.GraphProto) -> None:

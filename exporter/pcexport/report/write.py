@@ -16,20 +16,20 @@ from pcexport.calibration.false_alarm_rate import images_needed, shortage_warnin
 from pcexport.calibration.thresholds import NormalScores
 from pcexport.datasets import ImageRef
 from pcexport.datasets.reader import ImageReader
-from pcexport.evaluate import TestScore
+from pcexport.evaluation.accuracy import TestScore
+from pcexport.evaluation.ranking import BestThreshold, best_threshold
 from pcexport.golden import spread
 from pcexport.report.chart import ScoreGroup, draw_scores
 from pcexport.report.page import jpeg_address, page_environment
 from pcrun.bundle.manifest import Manifest, ThresholdSpec
 from pcrun.detector import AnomalyDetector
-from pcrun.images.overlay import draw_overlay
-from pcrun.preprocess import PreprocessSpec, resize_uint8
-from pcrun.result import AnomalyResult, Region
-from pcrun.types import UInt8Array
+from pcrun.images.overlay import draw_overlay, shrunk_with_result
+from pcrun.result import AnomalyResult
+from pcrun.sources.view import FrameView
 
 _TEMPLATE = "report.html.j2"
 _MAX_PICTURES = 12
-_MAX_PICTURE_HW = (480, 320)
+_LARGEST_PX = 320
 _JPEG_QUALITY = 85
 _MAX_WRONG_IMAGES = 8
 
@@ -49,16 +49,6 @@ class Picture:
     label: str
     result: AnomalyResult
     data_uri: str
-
-
-@dataclass(frozen=True)
-class BestF1:
-    """The threshold with the best F1 score on the labelled test images; for information, it saw them."""
-
-    threshold: float
-    f1: float
-    false_alarms: int
-    misses: int
 
 
 def write_report(
@@ -95,7 +85,7 @@ def write_report(
                 draw_scores(groups, threshold.value if threshold else None, wide=wide)
                 for wide in (True, False)
             ],
-            best=best_f1(test_scores) if manifest.accuracy else None,
+            best=_best(test_scores) if manifest.accuracy else None,
             false_alarms=_wrong(test_scores, defective=False),
             misses=_wrong(test_scores, defective=True),
             wrong_shown=_MAX_WRONG_IMAGES,
@@ -129,23 +119,12 @@ def group_scores(
     return [group for group in groups if group.scores]
 
 
-def best_f1(test_scores: Sequence[TestScore]) -> BestF1 | None:
-    """The threshold with the best F1 score, half way between two scores; None without defects."""
-    ordered = sorted(test_scores, key=lambda score: score.image_score)
-    values = np.array([score.image_score for score in ordered], np.float64)
-    defective = np.array([score.image.is_defective for score in ordered], bool)
+def _best(test_scores: Sequence[TestScore]) -> BestThreshold | None:
+    """None without defects, and where a bundle's accuracy is known but its test scores are not."""
+    defective = np.array([score.image.is_defective for score in test_scores], bool)
     if not defective.any():
         return None
-    # Cut k calls the images k, k + 1, ... anomalous; equal scores cannot be parted.
-    cuts = np.flatnonzero(np.diff(values, prepend=-np.inf) > 0)
-    misses = np.concatenate([[0], np.cumsum(defective)])[cuts]
-    false_alarms = len(values) - cuts - (defective.sum() - misses)
-    hits = defective.sum() - misses
-    f1 = 2 * hits / (2 * hits + misses + false_alarms)
-    best = int(f1.argmax())
-    cut = int(cuts[best])
-    threshold = float(values[max(cut - 1, 0)] + values[cut]) / 2
-    return BestF1(threshold, float(f1[best]), int(false_alarms[best]), int(misses[best]))
+    return best_threshold(np.array([score.image_score for score in test_scores], np.float64), defective)
 
 
 def _wrong(test_scores: Sequence[TestScore], *, defective: bool) -> list[TestScore]:
@@ -173,39 +152,15 @@ def _pictures(
     small = []
     for ref, label in spread(samples, _MAX_PICTURES):
         image = reader.read(ref)
-        small.append((ref.name, label, *_shrink(image, detector(image))))
+        shown, result, _ = shrunk_with_result(image, detector(image), FrameView(), _LARGEST_PX)
+        small.append((ref.name, label, shown, result))
     # Without a pixel threshold nothing may look as if it were above one: the largest value takes its place.
     limit = max((float(result.anomaly_map.max()) for *_, result in small), default=0.0)
     if manifest.scoring.pixel_threshold:
         limit = manifest.scoring.pixel_threshold.value
-    return [
-        Picture(name, label, result, _overlay_uri(image, result, limit, manifest.preprocess))
-        for name, label, image, result in small
-    ]
-
-
-def _shrink(image: UInt8Array, result: AnomalyResult) -> tuple[UInt8Array, AnomalyResult]:
-    """Bring image and regions to the size shown: lines are then drawn at that size, and stay crisp."""
-    height, width = image.shape[:2]
-    scale = min(1.0, _MAX_PICTURE_HW[0] / height, _MAX_PICTURE_HW[1] / width)
-    small = resize_uint8(image, (max(1, round(height * scale)), max(1, round(width * scale))))
-    return small, dataclasses.replace(
-        result, regions=tuple(_scaled(region, scale) for region in result.regions)
-    )
-
-
-def _scaled(region: Region, scale: float) -> Region:
-    left, top = math.floor(region.x * scale), math.floor(region.y * scale)
-    right, bottom = (region.x + region.width) * scale, (region.y + region.height) * scale
-    size = max(1, math.ceil(right) - left), max(1, math.ceil(bottom) - top)
-    return dataclasses.replace(region, x=left, y=top, width=size[0], height=size[1])
-
-
-def _overlay_uri(
-    image: UInt8Array, result: AnomalyResult, pixel_threshold: float, spec: PreprocessSpec
-) -> str:
-    # Score and verdict stand in the caption below: the strip that the overlay adds on top is cut off.
-    # A threshold of 0 keeps its text short for a bundle without one.
-    shown = dataclasses.replace(result, pixel_threshold=pixel_threshold, threshold=0.0)
-    overlay = draw_overlay(image, shown, spec)[-image.shape[0] :]
-    return jpeg_address(overlay, _JPEG_QUALITY)
+    pictures = []
+    for name, label, image, result in small:
+        coloured = dataclasses.replace(result, pixel_threshold=limit)
+        overlay = draw_overlay(image, coloured, manifest.preprocess, caption=False)
+        pictures.append(Picture(name, label, result, jpeg_address(overlay, _JPEG_QUALITY)))
+    return pictures

@@ -19,7 +19,12 @@ _HEAT_FROM, _HEAT_TO = 0.75, 1.5
 
 
 def draw_overlay(
-    image_bgr: UInt8Array, result: AnomalyResult, spec: PreprocessSpec, view: FrameView | None = None
+    image_bgr: UInt8Array,
+    result: AnomalyResult,
+    spec: PreprocessSpec,
+    view: FrameView | None = None,
+    *,
+    caption: bool = True,
 ) -> UInt8Array:
     """Draw a result over its image.
 
@@ -32,9 +37,10 @@ def draw_overlay(
         result: its result.
         spec: the bundle's preprocessing.
         view: what of the frame was scored; None is all of it.
+        caption: whether score and verdict stand in a strip above.
 
     Returns:
-        (height, width, 3) uint8 BGR, a new image.
+        (height, width, 3) uint8 BGR, a new image; higher by the strip.
     """
     view = view or FrameView()
     full_map = map_on_frame(result.anomaly_map, image_bgr.shape[:2], spec, view)
@@ -50,7 +56,7 @@ def draw_overlay(
         cv2.rectangle(
             blended, (left, top), (left + view.roi.width - 1, top + view.roi.height - 1), _ROI_BGR, line
         )
-    return _with_caption(blended, result, colour, line)
+    return _with_caption(blended, result, colour, line) if caption else blended
 
 
 def draw_small_overlay(
@@ -59,13 +65,23 @@ def draw_small_overlay(
     spec: PreprocessSpec,
     view: FrameView,
     largest_px: int,
+    *,
+    caption: bool = True,
 ) -> UInt8Array:
     """`draw_overlay` on a smaller frame, at a fraction of its cost.
 
     Args:
-        image_bgr, result, spec, view: as there.
+        image_bgr, result, spec, view, caption: as there.
         largest_px: no side of the frame is drawn longer.
     """
+    small, result, view = shrunk_with_result(image_bgr, result, view, largest_px)
+    return draw_overlay(small, result, spec, view, caption=caption)
+
+
+def shrunk_with_result(
+    image_bgr: UInt8Array, result: AnomalyResult, view: FrameView, largest_px: int
+) -> tuple[UInt8Array, AnomalyResult, FrameView]:
+    """The image as `shrunk` gives it, regions and region of interest in its pixels: lines stay crisp."""
     small = shrunk(image_bgr, largest_px)
     height, width = small.shape[:2]
     scale_y, scale_x = height / image_bgr.shape[0], width / image_bgr.shape[1]
@@ -79,9 +95,7 @@ def draw_small_overlay(
             min(width - x, max(1, round(roi.width * scale_x))),
             min(height - y, max(1, round(roi.height * scale_y))),
         )
-    return draw_overlay(
-        small, dataclasses.replace(result, regions=regions), spec, dataclasses.replace(view, roi=roi)
-    )
+    return small, dataclasses.replace(result, regions=regions), dataclasses.replace(view, roi=roi)
 
 
 def shrunk(image_bgr: UInt8Array, largest_px: int) -> UInt8Array:

@@ -17,10 +17,10 @@ from pcexport.calibration.thresholds import NormalScores
 from pcexport.datasets import ImageRef, TestImage
 from pcexport.datasets.reader import ImageReader
 from pcexport.demo.parts import render_part
-from pcexport.evaluate import TestScore, accuracy_of
+from pcexport.evaluation.accuracy import TestScore, accuracy_of
 from pcexport.report.chart import ScoreGroup, draw_scores
 from pcexport.report.format import format_bytes, format_l2, format_rate, format_small, out_of
-from pcexport.report.write import best_f1, group_scores, write_report
+from pcexport.report.write import group_scores, write_report
 from pcrun.bundle.manifest import (
     EMBEDDER_NAME,
     INDEX_NAME,
@@ -402,22 +402,6 @@ def test_chart_of_many_classes_is_bounded() -> None:
     svg = draw_scores(groups, 1.5, wide=False)
     assert svg is not None
     assert "class 12<" in svg and "class 13<" not in svg and "47 other classes" in svg
-
-
-def test_best_f1_separates_what_can_be_separated() -> None:
-    def scored(*pairs: tuple[float, str | None]) -> list[TestScore]:
-        return [TestScore(TestImage(Path("a"), defect), score, False) for score, defect in pairs]
-
-    clean = best_f1(scored((1.0, None), (2.0, None), (4.0, "x"), (5.0, "x")))
-    assert clean is not None and (clean.threshold, clean.f1, clean.false_alarms, clean.misses) == (
-        3.0,
-        1.0,
-        0,
-        0,
-    )
-    tied = best_f1(scored((1.0, None), (2.0, None), (2.0, "x")))
-    assert tied is not None and (tied.threshold, tied.false_alarms, tied.misses) == (1.5, 1, 0)
-    assert best_f1(scored((1.0, None))) is None
 
 
 def test_numbers_as_people_read_them() -> None:

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import mannwhitneyu
 
 from pcexport.datasets import TestImage
 from pcexport.datasets.reader import ImageReader
+from pcexport.evaluation.ranking import image_auroc
 from pcexport.progress import Step
 from pcrun.bundle.manifest import AccuracySpec
 from pcrun.detector import AnomalyDetector
-from pcrun.types import BoolArray
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,3 @@ def accuracy_of(scores: list[TestScore]) -> AccuracySpec | None:
         false_alarms=int((flagged & ~defective).sum()),
         misses=int((~flagged & defective).sum()),
     )
-
-
-def image_auroc(scores: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]", defective: BoolArray) -> float:
-    """Area under the ROC curve: the Mann-Whitney statistic over the number of pairs (ties count half)."""
-    statistic = mannwhitneyu(scores[defective], scores[~defective]).statistic
-    return float(statistic / (defective.sum() * (~defective).sum()))
