@@ -36,7 +36,7 @@ pcbench build "$data" --name "tiles, edge-s, false-alarm rate 1%" -o "$results/b
 python - "$work/parts" <<'PYTHON'
 import pathlib, sys
 
-from pcexport.demo_parts import generate_parts
+from pcexport.demo.parts import generate_parts
 
 generate_parts(pathlib.Path(sys.argv[1]), train=100, test_good=60, test_per_defect=16, seed=7)
 PYTHON
@@ -84,8 +84,8 @@ import pathlib, sys
 
 import numpy as np
 
-from pcexport.projection import fit_projection
-from pcexport.store import ArrayRows
+from pcexport.memory_bank.projection import fit_projection
+from pcexport.memory_bank.store import ArrayRows
 
 work = pathlib.Path(sys.argv[1])
 rows = np.load(work / "bank-100pct.pcbundle" / "memory_bank.npy")

@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from pcbench.console import say
-from pcbench.peers_command import peers
-from pcrun import cli_options
+from pcbench.peers.command import peers
 from pcrun._version import __version__
-from pcrun.cli_support import HELP_SETTINGS, debug_option, run_command
+from pcrun.commands import options as cli_options
+from pcrun.commands.support import HELP_SETTINGS, debug_option, run_command
 
 _RESULTS = Path("benchmarks/results")
 

@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,20 @@ from pcbench.machine import machine_facts, versions
 from pcbench.peers.one_graph import open_one_graph
 from pcbench.results import save_result
 from pcbench.timing import WARM_UP_NOTE, in_turns, summary
-from pcrun.bundle import Bundle
+from pcrun.backends.session import OnnxEmbedder
+from pcrun.bench.cold import cold_starts
+from pcrun.bundle.bundle import Bundle
 from pcrun.detector import AnomalyDetector, choose_thresholds, missing_limit
-from pcrun.engines import open_scorer
 from pcrun.errors import PcError
-from pcrun.image_io import read_image
+from pcrun.images.image_io import read_image
+from pcrun.machine.threads import available_cores
 from pcrun.preprocess import preprocess
-from pcrun.profile import RunSettings
-from pcrun.scoring import PatchCoreScorer
+from pcrun.scoring.open import open_scorer
+from pcrun.scoring.scorer import PatchCoreScorer
 from pcrun.search import EXACT_SEARCH_NAMES
 from pcrun.search.exact import ExactSearch
-from pcrun.session import OnnxEmbedder
-from pcrun.settings import possible_searches
-from pcrun.threads import available_cores
+from pcrun.tuning.profile import RunSettings
+from pcrun.tuning.settings import possible_searches
 from pcrun.types import FloatArray, UInt8Array
 
 _STARTS = 5
@@ -195,16 +195,12 @@ def _measure_end_to_end(
 
 def _measure_starts(bundle: Bundle, image: Path) -> dict[str, Any]:
     """From the start of a process to the verdict on its only image, and its resident memory."""
-    command = [sys.executable, "-m", "pcrun.cli", "--bundle", str(bundle.path), "--images", str(image)]
+    arguments = ["--bundle", str(bundle.path)]
     if bundle.manifest.scoring.threshold is None:
-        command += ["--threshold", "1e30", "--pixel-threshold", "1e30"]
-    samples = []
-    for _ in range(_STARTS + 1):
-        started = time.perf_counter()
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
-        samples.append((time.perf_counter() - started) * 1e3)
-        if process.returncode != 0:
-            raise PcError(f"pcrun failed: {process.stderr.strip()}")
+        arguments += ["--threshold", "1e30", "--pixel-threshold", "1e30"]
+    seconds = cold_starts(arguments, image.read_bytes(), image.suffix, starts=_STARTS + 1)
+    samples = [1e3 * value for value in seconds]
+    command = [sys.executable, "-m", "pcrun.cli", *arguments, "--images", str(image)]
     # The first start read the files from disk.
     return {**summary(samples[1:]), "first_ms": round(samples[0], 1), "peak_rss_mb": _peak_memory_mb(command)}
 

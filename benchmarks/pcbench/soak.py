@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import numpy as np
 
 from pcbench.machine import machine_facts, versions
 from pcbench.results import save_result
-from pcrun.bundle import Bundle
+from pcrun.bench.camera import PacedFrames
+from pcrun.bundle.bundle import Bundle
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
 from pcrun.errors import SourceError
 from pcrun.percentiles import percentiles
-from pcrun.pipeline import Line, Pipeline, Receiver, Verdict
+from pcrun.pipeline.pipeline import Line, Pipeline, Receiver, Verdict
 from pcrun.sources import Event
 from pcrun.sources.live import LiveSource
 from pcrun.types import UInt8Array
@@ -24,55 +25,39 @@ from pcrun.types import UInt8Array
 _WARM_UP_MINUTES = 1
 
 
-class LoopedVideo:
-    """A camera that shows a video again and again, at its own rate and on time: slow takers miss frames.
+def looped_video(path: Path, fps: float | None = None) -> PacedFrames:
+    """A camera that shows a video again and again, at its own rate or another.
 
-    Attributes:
-        frames: shown so far.
+    Raises:
+        SourceError: it cannot be decoded, or does not say its rate where `fps` is None.
     """
+    capture = _opened(path)
+    rate = fps or float(capture.get(cv2.CAP_PROP_FPS))
+    capture.release()
+    if not rate > 0:
+        raise SourceError(f"{path} does not say its frame rate. Give one with --fps.")
+    return PacedFrames(_frames_again_and_again(path), rate, str(path))
 
-    def __init__(self, path: Path, fps: float | None = None) -> None:
-        """Look at the file.
 
-        Raises:
-            SourceError: it cannot be decoded, or does not say its rate where `fps` is None.
-        """
-        self.name = str(path)
-        self.frames = 0
-        self._path = path
-        capture = self._opened()
-        self._fps = fps or float(capture.get(cv2.CAP_PROP_FPS))
-        capture.release()
-        if not self._fps > 0:
-            raise SourceError(f"{path} does not say its frame rate. Give one with --fps.")
+def _frames_again_and_again(path: Path) -> Iterator[UInt8Array]:
+    while True:
+        capture = _opened(path)
+        try:
+            ok, image = capture.read()
+            if not ok:
+                raise SourceError(f"{path} holds no frame that can be decoded.")
+            while ok:
+                yield image
+                ok, image = capture.read()
+        finally:
+            capture.release()
 
-    def open(self) -> Any:
-        """See `pcrun.sources.opencv.Device.open`."""
-        self._capture = self._opened()
-        self._next = time.monotonic()
-        return self
 
-    def read(self) -> tuple[bool, UInt8Array | None]:
-        """As `cv2.VideoCapture.read`, when the frame is due."""
-        ok, image = self._capture.read()
-        if not ok:
-            self._capture.release()
-            self._capture = self._opened()
-            ok, image = self._capture.read()
-        self._next += 1 / self._fps
-        time.sleep(max(0.0, self._next - time.monotonic()))
-        self.frames += ok
-        return ok, image
-
-    def release(self) -> None:
-        """As `cv2.VideoCapture.release`."""
-        self._capture.release()
-
-    def _opened(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(str(self._path))
-        if not capture.isOpened():
-            raise SourceError(f"{self._path} cannot be opened as a video.")
-        return capture
+def _opened(path: Path) -> cv2.VideoCapture:
+    capture = cv2.VideoCapture(str(path))
+    if not capture.isOpened():
+        raise SourceError(f"{path} cannot be opened as a video.")
+    return capture
 
 
 @dataclass
@@ -158,7 +143,7 @@ def measure_soak(
     """
     limit = NO_THRESHOLD if normal else None
     detector = AnomalyDetector.load(Bundle.load(bundle), threshold=limit, pixel_threshold=limit)
-    device = LoopedVideo(video, fps)
+    device = looped_video(video, fps)
     line = Line(LiveSource(device), detector)
     watch = _Watch(say)
     Pipeline([line], watch, duration_s=minutes * 60).run()
@@ -171,7 +156,7 @@ def measure_soak(
         "provider": f"{detector.provider} {detector.precision}",
         "search": detector.search,
         "device_profile": detector.profile is not None,
-        "fps": round(device._fps, 3),
+        "fps": round(device.fps, 3),
         "frames": device.frames,
         "scored": line.scored,
         "dropped": line.dropped,

@@ -14,8 +14,8 @@ from pcexport.config import BuildConfig, load_config, recipe_names
 from pcexport.datasets import LAYOUTS
 from pcexport.distill import STUDENT_NAMES
 from pcrun._version import __version__
-from pcrun.cli_options import EXACTNESS_LEVELS, PROVIDER_NAMES, device_options, profile_option
-from pcrun.cli_support import HELP_SETTINGS, FiniteFloat, debug_option, run_command
+from pcrun.commands.options import EXACTNESS_LEVELS, PROVIDER_NAMES, device_options, profile_option
+from pcrun.commands.support import HELP_SETTINGS, FiniteFloat, debug_option, run_command
 
 
 @click.group(context_settings=HELP_SETTINGS)
@@ -182,8 +182,8 @@ def calibrate(bundle: Path, normals: str, output: Path | None, as_json: bool, **
     The bundle must not have seen them. They are scored as on the device. The new bundle is the old one but
     for its thresholds; the old ones are kept in its history.
     """
+    from pcexport.calibration.recalibrate import CalibrateOptions, calibrate_bundle
     from pcexport.progress import Steps
-    from pcexport.recalibrate import CalibrateOptions, calibrate_bundle
     from pcexport.summary import print_calibration
 
     steps = Steps()
@@ -206,7 +206,7 @@ def calibrate(bundle: Path, normals: str, output: Path | None, as_json: bool, **
 def inspect(bundle: Path, as_json: bool) -> int:
     """Verify BUNDLE and show what it is."""
     from pcexport.summary import print_bundle
-    from pcrun.bundle import Bundle
+    from pcrun.bundle.bundle import Bundle
     from pcrun.records import to_jsonable
 
     opened = Bundle.load(bundle)
@@ -319,7 +319,7 @@ def demo(out: Path) -> int:
 
     The backbone is the shipped student edge-s: neither torch nor a download is needed.
     """
-    from pcexport.demo import run_demo
+    from pcexport.demo.command import run_demo
 
     return run_demo(out)
 

@@ -9,11 +9,11 @@ import pytest
 
 from pcbench.cli import cli
 from pcbench.results import load_results
-from pcbench.soak import LoopedVideo
-from pcrun.cli_support import run_command
+from pcbench.soak import looped_video
+from pcrun.commands.support import run_command
 from pcrun.sources import Frame
 from pcrun.sources.live import LiveSource
-from tests.runtime.test_sources import write_video
+from tests.runtime.sources.test_sources import write_video
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def video(tmp_path: Path) -> Path:
 
 def test_the_video_begins_again_and_keeps_its_time(video: Path) -> None:
     stop = threading.Event()
-    device = LoopedVideo(video, fps=100)
+    device = looped_video(video, fps=100)
     frames = []
     for item in LiveSource(device).items(stop):
         if isinstance(item, Frame):

@@ -9,12 +9,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from pcbench.bundles import open_unchanged
 from pcbench.latency.cell import STORED_PRECISION, Settings, contents_of
 from pcrun.bench.measure import Job, measure
 from pcrun.bench.scenarios import Limits
-from pcrun.bundle import Bundle
 from pcrun.detector import AnomalyDetector, missing_limit
-from pcrun.errors import BundleError, PcError
+from pcrun.errors import PcError
 
 
 def measure_cell(request: dict[str, Any]) -> dict[str, Any]:
@@ -25,9 +25,7 @@ def measure_cell(request: dict[str, Any]) -> dict[str, Any]:
         ValueError: its settings do not fit together.
     """
     settings = Settings(**request["settings"])
-    bundle = Bundle.load(request["path"])
-    if bundle.digest != request["digest"]:
-        raise BundleError(f"{request['path']} has changed since the sweep began. Start it again.")
+    bundle = open_unchanged(request["path"], request["digest"])
     contents = contents_of(bundle, request["images"], request["defective"])
     # A bundle without thresholds can be measured all the same: nothing is anomalous then.
     limit = missing_limit(bundle.manifest)

@@ -20,11 +20,11 @@ from pcbench.peers.process import ContenderProcess, prepare
 from pcbench.results import save_result
 from pcbench.timing import BLOCK_ITEMS, WARM_UP_ITEMS, WARM_UP_NOTE, summary
 from pcrun.bench import conditions
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import MANIFEST_NAME, manifest_to_json
 from pcrun.errors import PcError
-from pcrun.machine import versions as installed
-from pcrun.manifest import MANIFEST_NAME, manifest_to_json
-from pcrun.threads import available_cores
+from pcrun.machine.facts import versions as installed
+from pcrun.machine.threads import available_cores
 
 Say = Callable[[str], None]
 # Threads of the process before may still spin.
@@ -85,46 +85,24 @@ def measure_peers(
     """
     bundle = Bundle.load(path)
     _require_comparable(bundle, weights)
-    files = [str(file.resolve()) for file in chosen_images(images, max_images)]
+    files = tuple(str(file.resolve()) for file in chosen_images(images, max_images))
     threads = threads or available_cores()
-    before = conditions.snapshot()
+    trained = str(weights.resolve()) if weights else None
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / MANIFEST_NAME).write_bytes(manifest_to_json(bundle.manifest))
-        np.save(Path(folder) / BANK_FILE, bundle.memory_bank)
-        first = Request(
-            OURS,
-            str(path.resolve()),
-            bundle.digest,
-            tuple(files),
-            threads,
-            provider,
-            str(weights.resolve()) if weights else None,
-            folder,
-        )
-        facts, checks, absent = _compared(first, peers or PEERS, say)
-        pairs = _timed_pairs(first, [peer for peer in checks if peer != OURS], rounds, say)
-    meanwhile = conditions.between(before, conditions.snapshot(), cores=available_cores())
+        ours = Request(OURS, str(path.resolve()), bundle.digest, files, threads, provider, trained, folder)
+        _write_parts(bundle, ours)
+        measured = _measured(ours, peers or PEERS, rounds, say)
     result: dict[str, Any] = {
         "name": name,
         "machine": machine_facts(),
         "versions": versions() | installed(("anomalib", "timm", "torchvision")),
-        "digest": bundle.digest,
-        "backbone": bundle.manifest.embedding.backbone,
-        "bank": bundle.manifest.memory_bank.count,
-        "dim": bundle.manifest.memory_bank.dim,
-        "image_score": bundle.manifest.scoring.image_score,
+        **_bundle_facts(bundle),
         "images": len(files),
         "threads": threads,
         "rounds": rounds,
         "warm_up": WARM_UP_NOTE,
         "tolerance": TOLERANCE_RELATIVE,
-        "conditions": conditions.facts(meanwhile),
-        "warnings": list(meanwhile.warnings),
-        "ours": facts.pop(OURS),
-        "checks": checks,
-        "peers": facts,
-        "absent": absent,
-        "pairs": pairs,
+        **measured,
     }
     save_result(output, "peers", result)
     return result
@@ -148,6 +126,39 @@ def _require_comparable(bundle: Bundle, weights: Path | None) -> None:
             f"{weights} is not the file that {bundle.path} was built with. Expected SHA-256 "
             f"{spec.weights_sha256[:16]}..., got {found[:16]}...; name that file, or leave --weights out."
         )
+
+
+def _write_parts(bundle: Bundle, request: Request) -> None:
+    """What peers take of the bundle, so that none of them needs to open it."""
+    request.file(MANIFEST_NAME).write_bytes(manifest_to_json(bundle.manifest))
+    np.save(request.file(BANK_FILE), bundle.memory_bank)
+
+
+def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "digest": bundle.digest,
+        "backbone": bundle.manifest.embedding.backbone,
+        "bank": bundle.manifest.memory_bank.count,
+        "dim": bundle.manifest.memory_bank.dim,
+        "image_score": bundle.manifest.scoring.image_score,
+    }
+
+
+def _measured(ours: Request, peers: Sequence[str], rounds: int, say: Say) -> dict[str, Any]:
+    """Compare the results, time the pairs, and look at the machine meanwhile."""
+    before = conditions.snapshot()
+    facts, checks, absent = _compared(ours, peers, say)
+    pairs = _timed_pairs(ours, [peer for peer in checks if peer != OURS], rounds, say)
+    meanwhile = conditions.between(before, conditions.snapshot(), cores=available_cores())
+    return {
+        "conditions": conditions.facts(meanwhile),
+        "warnings": list(meanwhile.warnings),
+        "ours": facts.pop(OURS),
+        "checks": checks,
+        "peers": facts,
+        "absent": absent,
+        "pairs": pairs,
+    }
 
 
 def _compared(

@@ -1,8 +1,10 @@
 """All figures of an evaluation, each with an interval; what cannot be computed is named, never a NaN."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from pcexport.evaluation import curves
 from pcexport.evaluation.curves import Counts
 from pcexport.evaluation.pixels import PixelTable
+from pcexport.evaluation.ranking import BestThreshold, best_threshold, counts_by_score
 from pcexport.evaluation.scored import ScoredImage
 from pcrun.types import BoolArray
 
@@ -50,24 +53,26 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class BestThreshold:
-    """The threshold with the best F1 score on these images, which were looked at for it: for information."""
-
-    threshold: float
-    f1: float
-    false_positives: int
-    false_negatives: int
-
-
-@dataclass(frozen=True)
 class Metrics:
-    """Image figures, pixel figures, figures per defect class, and what verdicts amount to."""
+    """Image figures, pixel figures, figures per defect class, and what verdicts amount to.
+
+    Attributes:
+        replicates: image and pixel figures on each resample, (resamples,) each, by `image_` or `pixel_` and
+            name; equal labels give equal resamples, so those of two bundles can be compared in pairs.
+    """
 
     image: dict[str, Metric]
     pixel: dict[str, Metric]
     classes: dict[str, dict[str, Metric]]
     confusion: Confusion
     best_threshold: BestThreshold | None
+    replicates: dict[str, Counts] = field(default_factory=dict, compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types; of the resamples the intervals alone."""
+        figures = dataclasses.asdict(dataclasses.replace(self, replicates={}))
+        del figures["replicates"]
+        return figures
 
 
 class Resamples:
@@ -109,12 +114,16 @@ def evaluate(scored: Sequence[ScoredImage]) -> Metrics:
     classes = {}
     for name in sorted({str(image.image.defect) for image in scored if image.image.is_defective}):
         chosen = samples.of_class(name)
+        class_pixel = pixel_metrics(samples, pixel_rows(samples, chosen))
         classes[name] = {
             **_class_metrics(samples, chosen),
-            **{key: value for key, value in pixel_metrics(samples, chosen).items() if key in _CLASS_PIXEL},
+            **{key: value for key, value in class_pixel.items() if key in _CLASS_PIXEL},
         }
-    image, best = image_metrics(samples)
-    return Metrics(image, pixel_metrics(samples), classes, samples.confusion(), best)
+    replicates, rows = image_replicates(samples), pixel_rows(samples)
+    image, best = image_metrics(samples, replicates)
+    kept = {f"image_{key}": values for key, values in replicates.items()}
+    kept |= {f"pixel_{key}": values[1:] for key, values in rows.items()}
+    return Metrics(image, pixel_metrics(samples, rows), classes, samples.confusion(), best, kept)
 
 
 @dataclass(frozen=True)
@@ -165,22 +174,19 @@ class Samples:
 
     def counts(self, chosen: BoolArray, weights: Counts) -> tuple[Counts, Counts, npt.NDArray[np.float64]]:
         """Weighted numbers of defective and normal images per distinct score, and those scores."""
-        distinct, which = np.unique(self.scores[chosen], return_inverse=True)
-        one = np.zeros((int(chosen.sum()), len(distinct)))
-        one[np.arange(len(one)), which] = 1
-        defective = self.defective[chosen]
-        return (weights * defective) @ one, (weights * ~defective) @ one, distinct
+        return counts_by_score(self.scores[chosen], self.defective[chosen], weights)
 
 
-def image_metrics(samples: Samples) -> tuple[dict[str, Metric], BestThreshold | None]:
+def image_metrics(
+    samples: Samples, replicates: dict[str, Counts]
+) -> tuple[dict[str, Metric], BestThreshold | None]:
     """Of image scores and verdicts, and the threshold that would have had the best F1 score."""
-    replicates = image_replicates(samples)
     truth, scores = samples.defective, samples.scores
     missing = _missing(truth, "images")
     if missing:
         undefined = Metric(None, undefined=missing)
         return dict.fromkeys(_RANKING, undefined) | _verdict_metrics(samples, replicates), None
-    best = _best_threshold(samples)
+    best = best_threshold(scores, truth)
     values = (float(roc_auc_score(truth, scores)), float(average_precision_score(truth, scores)), best.f1)
     ranking = {
         name: Metric(value, *interval_of(replicates[name]))
@@ -211,18 +217,6 @@ def image_replicates(samples: Samples) -> dict[str, Counts]:
         "false_positive_rate": _divided(flagged - hits, weights.sum(axis=1) - defective),
         "f1": _divided(2 * hits, flagged + defective),
     }
-
-
-def _best_threshold(samples: Samples) -> BestThreshold:
-    positives, negatives, distinct = samples.counts(samples.everything, np.ones((1, len(samples.scored))))
-    f1, where = curves.best_f1(positives, negatives)
-    flagged = samples.scores >= distinct[where[0]]
-    return BestThreshold(
-        _between(distinct, int(where[0])),
-        float(f1[0]),
-        int((flagged & ~samples.defective).sum()),
-        int((~flagged & samples.defective).sum()),
-    )
 
 
 def _verdict_metrics(samples: Samples, replicates: dict[str, Counts]) -> dict[str, Metric]:
@@ -271,9 +265,8 @@ def _class_metrics(samples: Samples, chosen: BoolArray) -> dict[str, Metric]:
     return {"image_auroc": Metric(value, *interval_of(curves.auroc(positives, negatives))), **metrics}
 
 
-def pixel_metrics(samples: Samples, chosen: BoolArray | None = None) -> dict[str, Metric]:
-    """Of the maps, over images whose pixels are labelled: all, or the chosen ones."""
-    rows = pixel_rows(samples, chosen)
+def pixel_metrics(samples: Samples, rows: dict[str, Counts]) -> dict[str, Metric]:
+    """Of the maps, from what `pixel_rows` gives."""
     if not rows:
         why = "no defect has a mask" if samples.defective.any() else "there are no defective images"
         return dict.fromkeys(_PIXEL, Metric(None, undefined=why))
@@ -324,13 +317,6 @@ def _missing(truth: BoolArray, what: str) -> str | None:
     if not truth.any():
         return f"there are no defective {what}"
     return f"there are no normal {what}" if truth.all() else None
-
-
-def _between(distinct: npt.NDArray[np.float64], position: int) -> float:
-    """Half way between a score and the next smaller one: the verdict is `above`, not `from`."""
-    score = float(distinct[position])
-    below = float(distinct[position - 1]) if position else score - 1e-6 * abs(score) - 1e-12
-    return (below + score) / 2
 
 
 def _divided(part: Counts, whole: Counts) -> Counts:

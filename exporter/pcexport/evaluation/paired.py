@@ -5,17 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from pcexport.errors import BuildError
-from pcexport.evaluation import metrics as figures
-from pcexport.evaluation.metrics import Metric, Samples, interval_of
+from pcexport.evaluation.metrics import Metric, interval_of
 from pcexport.evaluation.outputs import IMAGE_METRICS, PIXEL_METRICS
 from pcexport.evaluation.run import Evaluation
 from pcexport.evaluation.run import to_json as evaluation_json
-from pcexport.report_format import format_l2
+from pcexport.report.format import format_l2
 
 # What bundles are compared by.
 _COMPARED = (("image", "auroc"), ("image", "recall"), ("image", "false_positive_rate"), ("pixel", "auroc"),
@@ -58,7 +56,7 @@ def differences(evaluations: Sequence[Evaluation]) -> list[dict[str, Difference]
     """Per bundle, each compared figure less the first bundle's."""
     if evaluations[0].metrics is None:
         return [{} for _ in evaluations]
-    replicates = [_replicates(evaluation) for evaluation in evaluations]
+    replicates = [evaluation.metrics.replicates for evaluation in evaluations if evaluation.metrics]
     rows = []
     for own, evaluation in zip(replicates, evaluations, strict=True):
         row = {}
@@ -71,14 +69,6 @@ def differences(evaluations: Sequence[Evaluation]) -> list[dict[str, Difference]
                 row[name] = Difference(here - there, *interval_of(own[name] - replicates[0][name]))
         rows.append(row)
     return rows
-
-
-def _replicates(evaluation: Evaluation) -> dict[str, "np.ndarray[Any, np.dtype[np.float64]]"]:
-    """Each compared figure on each resample; equal labels give equal resamples."""
-    samples = Samples.of(evaluation.scored)
-    found = {f"image_{key}": rows for key, rows in figures.image_replicates(samples).items()}
-    found |= {f"pixel_{key}": rows[1:] for key, rows in figures.pixel_rows(samples).items()}
-    return found
 
 
 def _value(evaluation: Evaluation, group: str, key: str) -> float | None:

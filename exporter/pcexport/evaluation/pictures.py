@@ -1,16 +1,15 @@
 """Pictures of single images for the report: as they are, their map, their mask, and all together."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from pcexport.datasets.reader import ImageReader
 from pcexport.evaluation.scored import ScoredImage, mask_of
-from pcexport.images import ImageReader
-from pcexport.report_page import jpeg_address
+from pcexport.report.page import jpeg_address
 from pcrun.detector import AnomalyDetector
-from pcrun.overlay import draw_small_overlay, map_on_frame, shrunk
+from pcrun.images.overlay import draw_small_overlay, map_on_frame, shrunk
 from pcrun.result import AnomalyResult
 from pcrun.sources.view import FrameView
 from pcrun.types import UInt8Array
@@ -72,9 +71,9 @@ class Painter:
 
     def _overlay(self, pixels: UInt8Array, result: AnomalyResult, largest_px: int) -> str:
         spec = self._detector.manifest.preprocess
-        drawn = draw_small_overlay(pixels, _without_threshold(result), spec, FrameView(), largest_px)
-        # Score and verdict stand below: the strip that the overlay adds on top is cut off.
-        return jpeg_address(drawn[-shrunk(pixels, largest_px).shape[0] :], _QUALITY)
+        # Score and verdict stand below.
+        drawn = draw_small_overlay(pixels, result, spec, FrameView(), largest_px, caption=False)
+        return jpeg_address(drawn, _QUALITY)
 
     def _map(self, small: UInt8Array, result: AnomalyResult) -> UInt8Array:
         spec = self._detector.manifest.preprocess
@@ -83,8 +82,3 @@ class Painter:
         levels = np.rint(np.clip(np.nan_to_num(full) / scale, 0, 1) * 255).astype(np.uint8)
         coloured: UInt8Array = cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)
         return coloured
-
-
-def _without_threshold(result: AnomalyResult) -> AnomalyResult:
-    """The overlay's caption, which is cut off, would be as wide as the largest float32."""
-    return dataclasses.replace(result, threshold=0.0)

@@ -1,22 +1,22 @@
 """`pcexport eval`: the whole job."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pcexport.datasets import Dataset, TestImage, find_dataset
+from pcexport.datasets.reader import ImageReader
 from pcexport.evaluation.metrics import Metrics, evaluate
 from pcexport.evaluation.scored import ScoredImage, score_images
-from pcexport.images import ImageReader
 from pcexport.progress import Steps
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import Manifest
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
-from pcrun.machine import machine_facts, versions
-from pcrun.manifest import Manifest
+from pcrun.machine.facts import machine_facts, versions
 from pcrun.percentiles import percentiles
 from pcrun.records import to_jsonable
+from pcrun.tuning.in_force import settings_in_force
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def evaluate_bundle(
         scored=tuple(scored),
         skipped=reader.skipped,
         metrics=metrics,
-        runs_on=_runs_on(detector),
+        runs_on=settings_in_force(detector),
         latency_ms=_latencies(scored),
         machine=machine_facts(),
         versions=versions(),
@@ -186,19 +186,6 @@ def _warn_of_missing_masks(scored: Sequence[ScoredImage], steps: Steps) -> None:
         )
 
 
-def _runs_on(detector: AnomalyDetector) -> dict[str, Any]:
-    settings = detector.settings
-    return {
-        "provider": detector.provider,
-        "precision": detector.precision,
-        "search": detector.search,
-        "exactness": detector.exactness,
-        "threads": settings.threads if settings else None,
-        "ef": settings.ef if settings else None,
-        "device_profile": detector.profile is not None,
-    }
-
-
 def _latencies(scored: Sequence[ScoredImage]) -> dict[str, dict[str, float]]:
     return {
         stage: percentiles([image.timings_ms[stage] for image in scored], digits=3)
@@ -226,7 +213,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         },
         "threshold": evaluation.threshold,
         "pixel_threshold": evaluation.pixel_threshold,
-        "metrics": dataclasses.asdict(evaluation.metrics) if evaluation.metrics else None,
+        "metrics": evaluation.metrics.to_json() if evaluation.metrics else None,
         "false_alarm_rate": to_jsonable(manifest.scoring.threshold),
         "runs_on": evaluation.runs_on,
         "latency_ms": evaluation.latency_ms,

@@ -1,15 +1,15 @@
 """The scenario of a camera: frames come at a fixed rate whether or not somebody is ready for them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pcrun.bench.content import Item
 from pcrun.bench.scenarios import endless
 from pcrun.detector import AnomalyDetector
-from pcrun.image_io import decode_image
-from pcrun.pipeline import Line, Pipeline, Receiver, Verdict
+from pcrun.images.image_io import decode_image
+from pcrun.pipeline.pipeline import Line, Pipeline, Receiver, Verdict
 from pcrun.sources.live import LiveSource
 from pcrun.types import UInt8Array
 
@@ -33,18 +33,19 @@ class CameraResult:
 
 
 class PacedFrames:
-    """A camera that shows images in turn, on time.
+    """A camera that shows images in turn, on time: slow takers miss some.
 
     Attributes:
+        name: in messages.
+        fps: its rate.
         frames: shown so far.
     """
 
-    name = "camera"
-
-    def __init__(self, images: Sequence[UInt8Array], fps: float) -> None:
+    def __init__(self, images: Iterator[UInt8Array], fps: float, name: str = "camera") -> None:
+        self.name = name
+        self.fps = fps
         self.frames = 0
-        self._images = endless(images)
-        self._fps = fps
+        self._images = images
 
     def open(self) -> Any:
         """See `pcrun.sources.opencv.Device.open`."""
@@ -53,10 +54,13 @@ class PacedFrames:
 
     def read(self) -> tuple[bool, UInt8Array | None]:
         """As `cv2.VideoCapture.read`, when the frame is due."""
-        self._next += 1 / self._fps
+        image = next(self._images, None)
+        if image is None:
+            return False, None
+        self._next += 1 / self.fps
         time.sleep(max(0.0, self._next - time.monotonic()))
         self.frames += 1
-        return True, next(self._images)
+        return True, image
 
     def release(self) -> None:
         """As `cv2.VideoCapture.release`."""
@@ -82,7 +86,7 @@ def run_camera(
             images.append(item.image)
         elif item.data is not None:
             images.append(decode_image(item.data, white_level_16bit=white_level))
-    device = PacedFrames(images, fps)
+    device = PacedFrames(endless(images), fps)
     line = Line(LiveSource(device), detector)
     ages = _Ages()
     Pipeline([line], ages, duration_s=duration_s).run()

@@ -21,8 +21,9 @@ from pcrun.bench.scenarios import (
 from pcrun.bench.stages import StagedDetector
 from pcrun.bench.statistics import UNSTABLE, Summary, drift, queries_needed, summarise, upper_bound
 from pcrun.detector import AnomalyDetector
-from pcrun.machine import machine_facts, versions
-from pcrun.threads import available_cores
+from pcrun.machine.facts import machine_facts, versions
+from pcrun.machine.threads import available_cores
+from pcrun.tuning.in_force import settings_in_force
 
 BENCH_VERSION = 1
 WARM_UP_IMAGES = 20
@@ -64,7 +65,7 @@ def measure(detector: AnomalyDetector, contents: Sequence[Content], job: Job, sa
     return {
         "bench_version": BENCH_VERSION,
         "bundle": _bundle_facts(detector),
-        "settings": _settings(detector),
+        "settings": settings_in_force(detector),
         "machine": machine_facts(),
         "versions": versions(),
         "warm_up_images": WARM_UP_IMAGES,
@@ -85,20 +86,6 @@ def _bundle_facts(detector: AnomalyDetector) -> dict[str, Any]:
         "dim": manifest.memory_bank.dim,
         "input_px": [manifest.preprocess.crop_width_px, manifest.preprocess.crop_height_px],
     }
-
-
-def _settings(detector: AnomalyDetector) -> dict[str, Any]:
-    """What really runs, and with what."""
-    settings = detector.settings
-    return {
-        "provider": detector.provider,
-        "precision": detector.precision,
-        "search": detector.search,
-        "exactness": detector.exactness,
-        **({"ef": settings.ef, "threads": settings.threads, "search_threads": settings.search_threads,
-            "spinning": settings.spinning} if settings else {}),
-        "device_profile": detector.profile is not None,
-    }  # fmt: skip
 
 
 def _measure_content(detector: AnomalyDetector, content: Content, job: Job, say: Say) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pcrun.threads import blas_threads
+from pcrun.machine.threads import blas_threads
 from pcrun.types import FloatArray
 
 _SEED = 0

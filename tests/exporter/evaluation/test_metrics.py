@@ -1,6 +1,5 @@
 """Figures of an evaluation: scikit-learn's values, intervals that cover, no number for what is undefined."""
 
-import dataclasses
 import json
 import math
 
@@ -125,7 +124,7 @@ def test_a_single_image_is_enough() -> None:
 def test_no_figure_is_ever_nan() -> None:
     sets = [some(), some(5, 1), some(1, 5), some(1, 1), some(3, 0), some(0, 3), some(6, 6, masks=False)]
     for images in sets:
-        text = json.dumps(dataclasses.asdict(evaluate(images)), allow_nan=False)
+        text = json.dumps(evaluate(images).to_json(), allow_nan=False)
         assert "NaN" not in text
 
 
