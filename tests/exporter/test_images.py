@@ -250,3 +250,12 @@ def test_the_digest_does_not_depend_on_where_the_data_lie(tmp_path: Path) -> Non
 def test_an_image_that_was_left_out_does_not_enter_the_digest(tmp_path: Path) -> None:
     broken_files(tmp_path)
     assert digest(tmp_path, "whole.png", "text.png") == digest(tmp_path, "whole.png")
+
+
+def test_copies_are_noticed_once_under_whatever_name(tmp_path: Path) -> None:
+    first, other = write(tmp_path / "a.png"), write(tmp_path / "b.png", 255 - PIXELS)
+    copy = write(tmp_path / "c.png")
+    reading = Reading(tmp_path)
+    reading.all(first, other, copy)
+    reading.all(first, other, copy)
+    assert reading.reader.copies == {copy: first}
