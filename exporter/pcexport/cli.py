@@ -14,7 +14,13 @@ from pcexport.config import BuildConfig, load_config, recipe_names
 from pcexport.datasets import LAYOUTS
 from pcexport.distill import STUDENT_NAMES
 from pcrun._version import __version__
-from pcrun.cli_options import EXACTNESS_LEVELS, PROVIDER_NAMES, device_options, profile_option
+from pcrun.cli_options import (
+    EXACTNESS_LEVELS,
+    PRECISION_NAMES,
+    PROVIDER_NAMES,
+    device_options,
+    profile_option,
+)
 from pcrun.cli_support import HELP_SETTINGS, FiniteFloat, debug_option, run_command
 
 
@@ -58,7 +64,7 @@ def _shown(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-@cli.command(context_settings=HELP_SETTINGS)
+@cli.command(context_settings=HELP_SETTINGS, short_help="Build a bundle from normal images.")
 @click.argument("data")
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle to write (NAME.pcbundle)."
@@ -89,7 +95,7 @@ def build(data: str, output: Path, recipe: str | None, force: bool, as_json: boo
     return 0
 
 
-@cli.command("eval", context_settings=HELP_SETTINGS)
+@cli.command("eval", context_settings=HELP_SETTINGS, short_help="Accuracy of a bundle, with intervals.")
 @click.argument("arguments", metavar="BUNDLE DATA", nargs=-1, required=True)
 @click.option(
     "-o",
@@ -168,8 +174,14 @@ def evaluate(
     type=click.Choice(PROVIDER_NAMES),
     default="auto",
     show_default=True,
-    help="What the embedder runs on.",
+    help="What the embedder runs on: best what it is on the device.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISION_NAMES),
+    help="As for pcrun; left out: that of this machine's device profile, else the bundle's.",
+)
+@profile_option
 @click.option(
     "--allow-shortage", is_flag=True, help="Take the largest score where the images are too few for the rate."
 )
@@ -251,7 +263,13 @@ def backbones() -> int:
     show_default=True,
     help="Weights of the teacher, as for build: default or a file.",
 )
-@click.option("--student", type=click.Choice(STUDENT_NAMES), default="edge-s", show_default=True)
+@click.option(
+    "--student",
+    type=click.Choice(STUDENT_NAMES),
+    default="edge-s",
+    show_default=True,
+    help="Network to train; edge-m is the larger one.",
+)
 @click.option(
     "--images",
     multiple=True,
@@ -266,12 +284,45 @@ def backbones() -> int:
     type=click.Path(path_type=Path),
     help="Pictures, checkpoint and log; a second call goes on from there  [OUTPUT.work]",
 )
-@click.option("--pictures", type=click.IntRange(min=1), default=20_000, show_default=True)
-@click.option("--size", "size_px", type=click.IntRange(min=32), default=192, show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=30_000, show_default=True)
-@click.option("--batch", type=click.IntRange(min=2), default=16, show_default=True)
-@click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True), default=2e-3, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=1),
+    default=20_000,
+    show_default=True,
+    help="Training pictures; some are held out.",
+)
+@click.option(
+    "--size",
+    "size_px",
+    type=click.IntRange(min=32),
+    default=192,
+    show_default=True,
+    help="Their height and width, px; a multiple of 16.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=30_000,
+    show_default=True,
+    help="Steps of gradient descent.",
+)
+@click.option(
+    "--batch", type=click.IntRange(min=2), default=16, show_default=True, help="Pictures in each step."
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=2e-3,
+    show_default=True,
+    help="The largest; it falls to nearly 0.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of pictures, first weights and order.",
+)
 @click.option(
     "--teacher-scale",
     type=click.FloatRange(0, 1),
