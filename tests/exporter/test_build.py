@@ -34,8 +34,8 @@ from pcrun.manifest import SCHEMA_VERSION
 
 NORMALS, TEST_GOOD = 14, 2
 QUICK = ("--weights", "untrained", "--image-size", "64", "--parity-images", "1")
-STEPS = ["trace", "parity", "embed", "project", "coreset", "index", "calibrate (kfold)", "evaluate",
-         "golden samples and report", "verify", "tune"]  # fmt: skip
+STEPS = ["trace", "parity", "embed", "project", "coreset", "index", "measure search",
+         "calibrate (kfold)", "evaluate", "golden samples and report", "verify", "tune"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
