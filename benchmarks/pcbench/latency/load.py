@@ -123,7 +123,9 @@ def cells_of(file: Path, data: dict[str, Any]) -> list[Measured] | NotRun:
 def _asked(data: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     if "asked" in data:
         return {name: data["asked"][name] for name in PAIRED_BY}
-    real = {**data["settings"], "bundle": data["bundle"]["name"], "batch": result.get("images_per_query", 1)}
+    # By its file name, as a sweep does; older reports hold only the name inside the bundle.
+    bundle = data["bundle"].get("file") or data["bundle"]["name"]
+    real = {**data["settings"], "bundle": bundle, "batch": result.get("images_per_query", 1)}
     return {name: real[name] for name in PAIRED_BY}
 
 

@@ -12,6 +12,7 @@ from pcrun.bench.content import Content, Item
 from pcrun.bench.scenarios import MULTI_STREAM_IMAGES, SERVER_PERCENTILE, Limits, Runner, endless
 from pcrun.bench.stages import StagedDetector
 from pcrun.bench.statistics import UNSTABLE, Summary, drift, queries_needed, summarise, upper_bound
+from pcrun.bundle import file_label
 from pcrun.detector import AnomalyDetector
 from pcrun.machine import machine_facts, versions
 from pcrun.threads import available_cores
@@ -70,6 +71,7 @@ def _bundle_facts(detector: AnomalyDetector) -> dict[str, Any]:
     manifest = detector.manifest
     return {
         "name": manifest.name,
+        "file": file_label(detector.bundle.path) if detector.bundle else None,
         "digest": detector.bundle.digest if detector.bundle else None,
         "backbone": manifest.embedding.backbone,
         "weights": manifest.embedding.weights_source,
