@@ -118,7 +118,7 @@ def embed_images(
         raise BuildError(
             f"None of the {len(dataset.normal)} normal images could be read. Expected image files."
         )
-    _warn_of_odd_images(small, reader)
+    _warn_of_odd_images(small, len(readable), reader)
     return EmbeddedImages(readable, spec.patches, full, full)
 
 
@@ -127,18 +127,18 @@ def _is_small(image: UInt8Array, spec: PreprocessSpec) -> bool:
     return min(height / spec.resize_height_px, width / spec.resize_width_px) < _SMALL
 
 
-def _warn_of_odd_images(small: list[str], reader: ImageReader) -> None:
+def _warn_of_odd_images(small: list[str], count: int, reader: ImageReader) -> None:
     """What can be read, and hardly was meant."""
     if small:
         reader.warn(
-            f"{len(small)} normal images are smaller than a quarter of the input, the first {small[0]}: "
-            "so much enlarged they show little. Remove them, or choose a smaller --image-size"
+            f"smaller than a quarter of the input: {len(small)} of {count} normal images, the first "
+            f"{small[0]}. So much enlarged they show little; remove them, or choose a smaller --image-size"
         )
     if reader.copies:
         copy, original = next(iter(reader.copies.items()))
         reader.warn(
-            f"{len(reader.copies)} normal images are copies of others, the first {copy} of {original}: "
-            "scored beside its own copy an image gets too low a score, and the threshold with it. Remove them"
+            f"copies of others: {len(reader.copies)} of {count} normal images, the first {copy} of "
+            f"{original}. Scored beside its own copy an image gets too low a score, and the threshold with it; remove them"
         )
 
 
