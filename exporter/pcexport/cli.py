@@ -56,6 +56,18 @@ def _config_option(field: "dataclasses.Field[Any]", hint: Any) -> Any:
     return click.option(flag, field.name, type=kind, default=None, help=text + shown)
 
 
+def _one(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str:
+    """One value; a shell makes many of a glob without quotes."""
+    if len(values) != 1:
+        name = parameter.human_readable_name
+        raise click.UsageError(
+            f"Expected one {name}, got {len(values)}: {values[0]}, {values[1]}, ... Put a glob into quotes "
+            "('good/*.png'), or give the folder.",
+            context,
+        )
+    return values[0]
+
+
 def _is_optional(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
@@ -65,7 +77,7 @@ def _shown(default: Any) -> str:
 
 
 @cli.command(context_settings=HELP_SETTINGS, short_help="Build a bundle from normal images.")
-@click.argument("data")
+@click.argument("data", metavar="DATA", nargs=-1, required=True, callback=_one)
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle to write (NAME.pcbundle)."
 )
@@ -144,7 +156,9 @@ def evaluate(
     *bundles, data = arguments
     if (not bundles) or (len(bundles) < 2) == compare:
         wanted = "--compare BUNDLE BUNDLE ... DATA" if compare else "BUNDLE DATA"
-        raise click.UsageError(f"Expected {wanted}, got {len(arguments)} arguments.")
+        raise click.UsageError(
+            f"Expected {wanted}, got {len(arguments)} arguments. Put a glob into quotes: 'bad/*.png'."
+        )
     if output is not None and output.suffix != ".html":
         raise click.UsageError(
             f"{output} does not end in .html. Expected the report's name; .json and .csv follow."
@@ -156,7 +170,7 @@ def evaluate(
 
 @cli.command(context_settings=HELP_SETTINGS, short_help="Choose new thresholds from new normal images.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("normals")
+@click.argument("normals", metavar="NORMALS", nargs=-1, required=True, callback=_one)
 @click.option(
     "-o",
     "--output",

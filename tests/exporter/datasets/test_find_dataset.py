@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pcexport.cli import main
 from pcexport.datasets import LAYOUTS, Dataset, ImageRef, find_dataset
 from pcexport.datasets.files import split_normals
 from pcexport.errors import BuildError
@@ -295,3 +296,13 @@ def test_masks_beside_plain_images_are_not_taken_for_normal_images(tmp_path: Pat
 def test_images_of_one_name_in_two_folders_are_two_images(tmp_path: Path) -> None:
     touch(tmp_path, "monday/a.jpg", "tuesday/a.png")
     assert len(find_dataset(str(tmp_path / "*/*")).normal) == 2
+
+
+@pytest.mark.parametrize(
+    "command", [["build", "-o", "x.pcbundle"], ["calibrate", "x.pcbundle"], ["eval", "x.pcbundle"]]
+)
+def test_a_glob_without_quotes_is_said_to_need_them(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "good/a.png", "good/b.png", "good/c.png"]) == 2
+    assert "into quotes" in capsys.readouterr().err
