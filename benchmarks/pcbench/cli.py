@@ -339,7 +339,7 @@ def report(results: tuple[Path, ...], output: Path, title: str) -> int:
     found = write_report(results, output, title)
     for reason in found.left_out:
         say(f"left out: {reason}")
-    print(f"{output}: {len(found.cells)} measurements, {len(found.not_run)} cells that could not run")
+    print(f"{output}: {len(found.cells)} measurements, {len(found.not_run)} could not run")
     return 0
 
 

@@ -292,3 +292,24 @@ def test_reports_of_pcrun_bench_are_of_the_bundles_file_name(
         (tmp_path / f"{side}.json").write_text(json.dumps(report), encoding="utf-8")
     assert main(["compare", str(tmp_path / "old.json"), str(tmp_path / "new.json")]) == 0
     assert "new-line, cpu" in capsys.readouterr().out
+
+
+def test_an_interval_that_holds_everything_is_no_promise_of_no_difference(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, factor in ((1, 1.0), (2, 4.0)):
+        old, new = write("old", run=run, factor=factor), write("new", run=run, factor=factor)
+    assert main(["compare", str(old), str(new)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 pairs: 0 slower, 0 faster, 2 too uncertain to tell" in printed
+    assert "no difference" not in printed
+    # Columns stay apart, whatever stands in them.
+    assert all(" .. x " in line and "%-" not in line for line in printed.splitlines()[1:3])
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_so(
+    write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing"
+    assert main(["compare", str(write("old")), str(missing)]) == 2
+    assert f"There is no {missing}." in capsys.readouterr().err

@@ -14,6 +14,9 @@ from pcrun.errors import PcError
 
 SLOWER, FASTER, SAME, UNKNOWN = "slower", "faster", "no difference", "cannot tell"
 
+# Where the interval reaches beyond twice or half the latency, "no difference" would promise too much.
+_WIDEST = 2.0
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -21,7 +24,7 @@ class Pair:
 
     Attributes:
         old, new: what was measured, a process each.
-        difference: None where a series is too short.
+        difference: None where a series is too short; the verdict is "cannot tell" then.
         p_adjusted: of a difference, over all pairs; None without one.
         above: whether it is slower by more than was allowed, with confidence; None where nothing was asked.
     """
@@ -38,7 +41,8 @@ class Pair:
         if self.difference is None or self.p_adjusted is None:
             return UNKNOWN
         if self.p_adjusted > 1 - CONFIDENCE:
-            return SAME
+            low, high = self.difference.interval
+            return SAME if high < _WIDEST and low > 1 / _WIDEST else UNKNOWN
         return SLOWER if self.difference.log_ratio > 0 else FASTER
 
     @property
@@ -226,18 +230,20 @@ def _unpaired(before: Side, after: Side) -> list[str]:
 
 def _unlike(pairs: Sequence[Pair], two: tuple[str, str] | None) -> list[str]:
     """What else than the code differs: it may be the cause."""
-    bundles = f"OLD is the bundle {two[0]}, NEW the bundle {two[1]}" if two else None
+    told = [f"OLD is the bundle {two[0]}, NEW the bundle {two[1]}"] if two else []
     looked_at: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
         ("the machines differ", lambda whole: whole["machine"]),
         ("the versions of the software differ", lambda whole: whole["versions"]),
-        (bundles or "bundles of one name differ in their content", lambda whole: whole["bundle"]["digest"]),
         ("other images were scored", lambda whole: whole.get("content_sha256")),
         ("what was asked for led to other real settings", lambda whole: whole["settings"]),
     ]
-    return [
+    if not two:
+        looked_at.append(("bundles of one name differ in their content", lambda w: w["bundle"]["digest"]))
+    told += [
         note
         for note, fact in looked_at
         if any(
             fact(cell.whole) != fact(pair.old[0].whole) for pair in pairs for s in pair.sides for cell in s
         )
     ]
+    return told
