@@ -138,7 +138,8 @@ def _warn_of_odd_images(small: list[str], count: int, reader: ImageReader) -> No
         copy, original = next(iter(reader.copies.items()))
         reader.warn(
             f"copies of others: {len(reader.copies)} of {count} normal images, the first {copy} of "
-            f"{original}. Scored beside its own copy an image gets too low a score, and the threshold with it; remove them"
+            f"{original}. Scored beside its own copy an image gets too low a score, and so does the "
+            "threshold; remove them"
         )
 
 
