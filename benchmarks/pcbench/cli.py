@@ -272,6 +272,15 @@ def _axis(flag: str, name: str, kind: click.ParamType, default: str | int, text:
     help="Processes for each cell, one round after the other; `pcbench compare` then knows how they differ.",
 )
 @click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(1, 86_400),
+    default=1800.0,
+    show_default=True,
+    metavar="S",
+    help="A cell that takes longer is ended and recorded as timed out; the others go on.",
+)
+@click.option(
     "-o",
     "--output",
     required=True,
@@ -292,6 +301,7 @@ def latency(
     duration_s: float,
     queries: int,
     runs: int,
+    timeout_s: float,
 ) -> int:
     """Latencies of every combination of bundles and settings, each in a process and a file of its own."""
     from pcbench.latency.cell import Axes
@@ -306,6 +316,7 @@ def latency(
         defective=defective,
         folder=output,
         say=say,
+        timeout_s=timeout_s,
     )
     print(f"{output}: {tally.measured} measured, {tally.kept} kept, {tally.failed} cannot run here")
     return 0
@@ -328,7 +339,7 @@ def report(results: tuple[Path, ...], output: Path, title: str) -> int:
     found = write_report(results, output, title)
     for reason in found.left_out:
         say(f"left out: {reason}")
-    print(f"{output}: {len(found.cells)} measurements, {len(found.not_run)} cells that could not run")
+    print(f"{output}: {len(found.cells)} measurements, {len(found.not_run)} could not run")
     return 0
 
 

@@ -1,5 +1,6 @@
 """`pcbench readme`: the figures of README.md, rendered from the result files."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,22 @@ END = "<!-- end of figures -->"
 
 # Of the cells of a sweep, each of which is a file.
 SWEEPS = "latency-*"
+_PACKAGES = ("onnxruntime", "openvino", "hnswlib", "numpy", "torch", "anomalib")
 _STAGES = ("preprocess_ms", "embed_ms", "search_ms", "verify_ms", "map_ms")
+
+# Machine and versions of a result, as they stand below its table; nothing where they are said once for all.
+Device = Callable[[dict[str, Any]], str]
 
 
 def render(results_folder: Path) -> str:
     """Markdown tables of all results."""
     results = load_results(results_folder)
-    parts = [_TABLES[kind]([r for r in results if r["kind"] == kind]) for kind in _TABLES]
-    parts += [_latency_table(load_results(folder)) for folder in sorted(results_folder.glob(SWEEPS))]
+    sweeps = [load_results(folder) for folder in sorted(results_folder.glob(SWEEPS))]
+    shared = _shared_device([*results, *itertools.chain(*sweeps)])
+    device: Device = _device if shared is None else lambda result: ""
+    parts = [_TABLES[kind]([r for r in results if r["kind"] == kind], device) for kind in _TABLES]
+    parts += [_latency_table(sweep, device) for sweep in sweeps]
+    parts += [f"All measured on {shared}"] if shared else []
     return "\n\n".join(part for part in parts if part)
 
 
@@ -55,7 +64,7 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _build_table(results: list[dict[str, Any]]) -> str:
+def _build_table(results: list[dict[str, Any]], device: Device) -> str:
     if not results:
         return ""
     heads = (
@@ -84,18 +93,18 @@ def _build_table(results: list[dict[str, Any]]) -> str:
             f"{bank['coreset']['candidates']:,} | {measured[0]} | {measured[1]} | {result['wall_s']:.0f} s | "
             f"{_megabytes(result['peak_rss_mb'])} | {result['bundle_bytes'] / 1e6:.0f} MB |"
         )
-    return "\n".join([*rows, "", _device(results[0])])
+    return _with_note(rows, device(results[0]))
 
 
 def _megabytes(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f} MB"
 
 
-def _search_tables(results: list[dict[str, Any]]) -> str:
-    return "\n\n".join(_search_table(result) for result in results)
+def _search_tables(results: list[dict[str, Any]], device: Device) -> str:
+    return "\n\n".join(_search_table(result, device) for result in results)
 
 
-def _search_table(result: dict[str, Any]) -> str:
+def _search_table(result: dict[str, Any], device: Device) -> str:
     heads = (
         "memory bank",
         "images",
@@ -124,10 +133,10 @@ def _search_table(result: dict[str, Any]) -> str:
         if "cold_start" in bundle
     ]
     cold = f"From process start to first verdict, resident memory: {'; '.join(starts)}. " if starts else ""
-    return "\n".join([*rows, "", f"{result['name']}, median ms per image. {cold}{_device(result)}"])
+    return _with_note(rows, f"{result['name']}, median ms per image. {cold}{device(result)}")
 
 
-def _latency_table(results: list[dict[str, Any]]) -> str:
+def _latency_table(results: list[dict[str, Any]], device: Device) -> str:
     """Medians of single images by exactness, of the most threads that were measured; a row per bundle."""
     cells = []
     for result in results:
@@ -166,7 +175,7 @@ def _latency_table(results: list[dict[str, Any]]) -> str:
             f"{facts['bundle']['memory_bank']:,} x {facts['bundle']['dim']:,} | {' | '.join(shown)} |"
         )
     note = f"Median milliseconds from an image's file to its verdict, by exactness: {', '.join(contents)}."
-    return "\n".join([*rows, "", f"{note} {_device(results[0])}"])
+    return _with_note(rows, f"{note} {device(results[0])}")
 
 
 def _order_of(cells: list[Measured]) -> Callable[[str], tuple[Any, ...]]:
@@ -185,7 +194,7 @@ def _milliseconds(cell: Measured | None, figure: str) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def _coreset_table(results: list[dict[str, Any]]) -> str:
+def _coreset_table(results: list[dict[str, Any]], device: Device) -> str:
     if not results:
         return ""
     heads = (
@@ -205,14 +214,14 @@ def _coreset_table(results: list[dict[str, Any]]) -> str:
             f"{result['ratio']:.0f}x | "
             f"{result['distances_share']:.1%} of plain | {_megabytes(result['memory_mb'])} |"
         )
-    return "\n".join([*rows, "", f"Same rows in the same order. {_device(results[0])}"])
+    return _with_note(rows, f"Same rows in the same order. {device(results[0])}")
 
 
-def _embedder_tables(results: list[dict[str, Any]]) -> str:
-    return "\n\n".join(_embedder_table(result) for result in results)
+def _embedder_tables(results: list[dict[str, Any]], device: Device) -> str:
+    return "\n\n".join(_embedder_table(result, device) for result in results)
 
 
-def _embedder_table(result: dict[str, Any]) -> str:
+def _embedder_table(result: dict[str, Any], device: Device) -> str:
     heads = ("embedder", "provider", "median ms", "p90 ms", "of fp32", "image AUROC")
     rows = _head(heads)
     for row in result["rows"]:
@@ -222,10 +231,10 @@ def _embedder_table(result: dict[str, Any]) -> str:
             f"{row['median_ms']:.1f} | {row['p90_ms']:.1f} | {row['of_fp32']:.2f} | {auroc} |"
         )
     note = f"{result['name']}, {result['images']} images, {result['threads']} threads, measured in turns."
-    return "\n".join([*rows, "", f"{note} {_device(result)}"])
+    return _with_note(rows, f"{note} {device(result)}")
 
 
-def _soak_table(results: list[dict[str, Any]]) -> str:
+def _soak_table(results: list[dict[str, Any]], device: Device) -> str:
     if not results:
         return ""
     heads = ("live source", "minutes", "frames", "scored", "dropped", "age p50, p99", "memory", "growth")
@@ -246,10 +255,10 @@ def _soak_table(results: list[dict[str, Any]]) -> str:
     note = (
         "Age of a frame at its verdict; the last frames came when it was over. Growth after the first minute."
     )
-    return "\n".join([*rows, "", f"{note} {_device(results[0])}"])
+    return _with_note(rows, f"{note} {device(results[0])}")
 
 
-def _peers_table(results: list[dict[str, Any]]) -> str:
+def _peers_table(results: list[dict[str, Any]], device: Device) -> str:
     if not results:
         return ""
     heads = (
@@ -282,17 +291,39 @@ def _peers_table(results: list[dict[str, Any]]) -> str:
         "Decoded image to verdict and map, pair by pair in turns, median ms; in brackets the least and the "
         f"most of the rounds, each with new processes.{left_out} {settings}."
     )
-    return "\n".join([*rows, "", f"{note} {_device(results[0])}"])
+    return _with_note(rows, f"{note} {device(results[0])}")
+
+
+def _with_note(rows: Sequence[str], note: str) -> str:
+    return "\n".join([*rows, "", note.strip()] if note.strip() else rows)
 
 
 def _device(result: dict[str, Any]) -> str:
-    machine, packages = result["machine"], result["versions"]
-    names = ("onnxruntime", "openvino", "hnswlib", "numpy", "torch", "anomalib")
-    listed = ", ".join(f"{name} {packages[name]}" for name in names if name in packages)
+    return _described(result["machine"], result["versions"])
+
+
+def _shared_device(results: Sequence[dict[str, Any]]) -> str | None:
+    """Machine and versions where no result says otherwise than another; a package may be missing in some."""
+    if not results:
+        return None
+    versions: dict[str, str] = {}
+    for result in results:
+        for name in _PACKAGES:
+            if (
+                name in result["versions"]
+                and versions.setdefault(name, result["versions"][name]) != (result["versions"][name])
+            ):
+                return None
+    machines = {_described(result["machine"], {}) for result in results}
+    return _described(results[0]["machine"], versions) if len(machines) == 1 else None
+
+
+def _described(machine: dict[str, Any], versions: dict[str, str]) -> str:
+    listed = ", ".join(f"{name} {versions[name]}" for name in _PACKAGES if name in versions)
     return f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {listed}."
 
 
-_TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+_TABLES: dict[str, Callable[[list[dict[str, Any]], Device], str]] = {
     "build": _build_table,
     "search": _search_tables,
     "embedder": _embedder_tables,

@@ -259,6 +259,7 @@ class _Job:
         """Write the bank and its index, and measure the index."""
         with self.steps.step("index", len(bank.rows)) as step:
             index = write_memory_bank(bank, self.config, self.folder, step)
+        with self.steps.step("measure search"):
             unseen = plan.folds[0] if plan.held_out else plan.bank
             threads = self.config.threads or available_cores()
             return measure_bank_search(index, bank, embedded, unseen, self.config, threads)

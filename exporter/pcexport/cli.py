@@ -14,7 +14,13 @@ from pcexport.config import BuildConfig, load_config, recipe_names
 from pcexport.datasets import LAYOUTS
 from pcexport.distill import STUDENT_NAMES
 from pcrun._version import __version__
-from pcrun.commands.options import EXACTNESS_LEVELS, PROVIDER_NAMES, device_options, profile_option
+from pcrun.commands.options import (
+    EXACTNESS_LEVELS,
+    PRECISION_NAMES,
+    PROVIDER_NAMES,
+    device_options,
+    profile_option,
+)
 from pcrun.commands.support import HELP_SETTINGS, FiniteFloat, debug_option, run_command
 
 
@@ -50,6 +56,18 @@ def _config_option(field: "dataclasses.Field[Any]", hint: Any) -> Any:
     return click.option(flag, field.name, type=kind, default=None, help=text + shown)
 
 
+def _one(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str:
+    """One value; a shell makes many of a glob without quotes."""
+    if len(values) != 1:
+        name = parameter.human_readable_name
+        raise click.UsageError(
+            f"Expected one {name}, got {len(values)}: {values[0]}, {values[1]}, ... Put a glob into quotes "
+            "('good/*.png'), or give the folder.",
+            context,
+        )
+    return values[0]
+
+
 def _is_optional(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
@@ -58,8 +76,8 @@ def _shown(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-@cli.command(context_settings=HELP_SETTINGS)
-@click.argument("data")
+@cli.command(context_settings=HELP_SETTINGS, short_help="Build a bundle from normal images.")
+@click.argument("data", metavar="DATA", nargs=-1, required=True, callback=_one)
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle to write (NAME.pcbundle)."
 )
@@ -89,7 +107,7 @@ def build(data: str, output: Path, recipe: str | None, force: bool, as_json: boo
     return 0
 
 
-@cli.command("eval", context_settings=HELP_SETTINGS)
+@cli.command("eval", context_settings=HELP_SETTINGS, short_help="Accuracy of a bundle, with intervals.")
 @click.argument("arguments", metavar="BUNDLE DATA", nargs=-1, required=True)
 @click.option(
     "-o",
@@ -138,7 +156,9 @@ def evaluate(
     *bundles, data = arguments
     if (not bundles) or (len(bundles) < 2) == compare:
         wanted = "--compare BUNDLE BUNDLE ... DATA" if compare else "BUNDLE DATA"
-        raise click.UsageError(f"Expected {wanted}, got {len(arguments)} arguments.")
+        raise click.UsageError(
+            f"Expected {wanted}, got {len(arguments)} arguments. Put a glob into quotes: 'bad/*.png'."
+        )
     if output is not None and output.suffix != ".html":
         raise click.UsageError(
             f"{output} does not end in .html. Expected the report's name; .json and .csv follow."
@@ -150,7 +170,7 @@ def evaluate(
 
 @cli.command(context_settings=HELP_SETTINGS, short_help="Choose new thresholds from new normal images.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("normals")
+@click.argument("normals", metavar="NORMALS", nargs=-1, required=True, callback=_one)
 @click.option(
     "-o",
     "--output",
@@ -168,8 +188,14 @@ def evaluate(
     type=click.Choice(PROVIDER_NAMES),
     default="auto",
     show_default=True,
-    help="What the embedder runs on.",
+    help="What the embedder runs on: best what it is on the device.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISION_NAMES),
+    help="As for pcrun; left out: that of this machine's device profile, else the bundle's.",
+)
+@profile_option
 @click.option(
     "--allow-shortage", is_flag=True, help="Take the largest score where the images are too few for the rate."
 )
@@ -251,7 +277,13 @@ def backbones() -> int:
     show_default=True,
     help="Weights of the teacher, as for build: default or a file.",
 )
-@click.option("--student", type=click.Choice(STUDENT_NAMES), default="edge-s", show_default=True)
+@click.option(
+    "--student",
+    type=click.Choice(STUDENT_NAMES),
+    default="edge-s",
+    show_default=True,
+    help="Network to train; edge-m is the larger one.",
+)
 @click.option(
     "--images",
     multiple=True,
@@ -266,12 +298,45 @@ def backbones() -> int:
     type=click.Path(path_type=Path),
     help="Pictures, checkpoint and log; a second call goes on from there  [OUTPUT.work]",
 )
-@click.option("--pictures", type=click.IntRange(min=1), default=20_000, show_default=True)
-@click.option("--size", "size_px", type=click.IntRange(min=32), default=192, show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=24_000, show_default=True)
-@click.option("--batch", type=click.IntRange(min=2), default=16, show_default=True)
-@click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True), default=2e-3, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=1),
+    default=20_000,
+    show_default=True,
+    help="Training pictures; some are held out.",
+)
+@click.option(
+    "--size",
+    "size_px",
+    type=click.IntRange(min=32),
+    default=192,
+    show_default=True,
+    help="Their height and width, px; a multiple of 16.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=24_000,
+    show_default=True,
+    help="Steps of gradient descent.",
+)
+@click.option(
+    "--batch", type=click.IntRange(min=2), default=16, show_default=True, help="Pictures in each step."
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=2e-3,
+    show_default=True,
+    help="The largest; it falls to nearly 0.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of pictures, first weights and order.",
+)
 @click.option(
     "--teacher-scale",
     type=click.FloatRange(0, 1),

@@ -40,6 +40,14 @@ class Step:
             remaining = (self._last - self._started) * (self._total - done) / max(done, 1)
             self._steps.say(f"{self._name}: {done}/{self._total}, about {remaining:.0f} s left")
 
+    def tell(self, text: str) -> None:
+        """Report how it goes where nobody knows how much is left."""
+        if self._steps.bars and self._task is not None:
+            self._steps.bars.update(self._task, description=f"{self._name}: {text}")
+        elif time.monotonic() - self._last >= _PLAIN_INTERVAL_S:
+            self._last = time.monotonic()
+            self._steps.say(f"{self._name}: {text}")
+
 
 class Steps:
     """Runs and times named steps; bars on a terminal, plain lines elsewhere, nothing when quiet."""

@@ -62,6 +62,7 @@ def print_calibration(summary: "CalibrateSummary") -> None:
     table.add_row("before", _threshold(before.threshold))
     table.add_row("pixel threshold", _threshold(after.pixel_threshold))
     table.add_row("before", _threshold(before.pixel_threshold))
+    table.add_row("scored with", f"{summary.scored_with['provider']} {summary.scored_with['precision']}")
     table.add_row("digest", summary.digest)
     _console().print(table)
 

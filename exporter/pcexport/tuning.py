@@ -6,7 +6,7 @@ from pcexport.config import BuildConfig
 from pcexport.progress import Steps
 from pcrun.bundle.bundle import Bundle
 from pcrun.errors import PcError
-from pcrun.tuning.profile import DeviceProfile, save_profile
+from pcrun.tuning.profile import DeviceProfile, Trial, save_profile
 from pcrun.tuning.tune import golden_content, tune
 
 # Per trial; `pcrun tune` takes more.
@@ -18,7 +18,14 @@ def tune_here(path: Path, config: BuildConfig, steps: Steps) -> DeviceProfile | 
 
     The bundle is complete without: what goes wrong here is a warning.
     """
-    with steps.step("tune"):
+    trials: list[Trial] = []
+    with steps.step("tune") as step:
+
+        def say(trial: Trial) -> None:
+            trials.append(trial)
+            best = min(trial.median_ms for trial in trials)
+            step.tell(f"{len(trials)} settings measured, the fastest {best:.1f} ms an image")
+
         try:
             bundle = Bundle.load(path)
             profile = tune(
@@ -27,6 +34,7 @@ def tune_here(path: Path, config: BuildConfig, steps: Steps) -> DeviceProfile | 
                 provider=config.provider,
                 threads=config.threads,
                 images=_IMAGES,
+                say=say,
             )
             save_profile(profile)
         except PcError as error:

@@ -244,3 +244,72 @@ def test_wrong_files(
 def test_nothing_in_common(write: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(write("old", threads=1)), str(write("new", threads=2))]) == 2
     assert "no cell in common" in capsys.readouterr().err
+
+
+def test_two_bundles_are_compared_where_each_side_has_one(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for threads in (1, 2):
+        old = write("old", threads=threads, bundle="resnet")
+        new = write("new", threads=threads, bundle="edge", factor=0.5)
+    for path in new.glob("*.json"):
+        data = json.loads(path.read_text())
+        data["bundle"]["digest"] = "0" * 64
+        path.write_text(json.dumps(data))
+    assert main(["compare", str(old), str(new), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["pairs"]) == 4 and {pair["verdict"] for pair in found["pairs"]} == {"faster"}
+    assert "OLD is the bundle resnet, NEW the bundle edge" in found["notes"]
+    # With two on a side nobody knows which is meant.
+    write("old", threads=1, bundle="third")
+    assert main(["compare", str(old), str(new)]) == 2
+    assert "no cell in common" in capsys.readouterr().err
+
+
+def test_the_p99_is_shown_and_said_not_to_be_tested(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = write("old"), write("new")
+    (cell,) = [json.loads(path.read_text()) for path in new.glob("*.json")]
+    tails = [
+        np.percentile(content["scenarios"]["single-stream"]["samples_ms"], 99) for content in cell["contents"]
+    ]
+    assert main(["compare", str(old), str(new), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["pairs"]
+    assert [pair["p99_ms"][1] for pair in found] == pytest.approx(tails)
+    assert main(["compare", str(old), str(new)]) == 0
+    printed = capsys.readouterr().out
+    assert "p99 is shown, not tested" in printed and all(f"{tail:.2f}" in printed for tail in tails)
+
+
+def test_reports_of_pcrun_bench_are_of_the_bundles_file_name(
+    real_cell: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for side in ("old", "new"):
+        report = copy.deepcopy(real_cell)
+        del report["asked"], report["kind"]
+        report["bundle"] |= {"name": "same", "file": f"{side}-line"}
+        (tmp_path / f"{side}.json").write_text(json.dumps(report), encoding="utf-8")
+    assert main(["compare", str(tmp_path / "old.json"), str(tmp_path / "new.json")]) == 0
+    assert "new-line, cpu" in capsys.readouterr().out
+
+
+def test_an_interval_that_holds_everything_is_no_promise_of_no_difference(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, factor in ((1, 1.0), (2, 4.0)):
+        old, new = write("old", run=run, factor=factor), write("new", run=run, factor=factor)
+    assert main(["compare", str(old), str(new)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 pairs: 0 slower, 0 faster, 2 too uncertain to tell" in printed
+    assert "no difference" not in printed
+    # Columns stay apart, whatever stands in them.
+    assert all(" .. x " in line and "%-" not in line for line in printed.splitlines()[1:3])
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_so(
+    write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing"
+    assert main(["compare", str(write("old")), str(missing)]) == 2
+    assert f"There is no {missing}." in capsys.readouterr().err

@@ -73,11 +73,11 @@ def test_a_sweep_goes_on_where_it_was_interrupted(
     arguments = ("--exactness", "none", "--exactness", "image", "--exactness", "mask")
     asked: list[str] = []
 
-    def stopped(request: dict[str, Any]) -> dict[str, Any]:
+    def stopped(request: dict[str, Any], **limits: float) -> dict[str, Any]:
         asked.append(request["settings"]["exactness"])
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return run_worker(request)
+        return run_worker(request, **limits)
 
     monkeypatch.setattr(sweep_module, "run_worker", stopped)
     command = ["latency", "--bundle", str(tiny_bundle), "-o", str(tmp_path / "out"), *QUICK, *arguments]
@@ -119,6 +119,37 @@ def test_images_and_defective_ones_are_measured_apart(tiny_bundle: Path, tmp_pat
 def test_a_process_that_dies_is_an_error_of_its_cell(tiny_bundle: Path) -> None:
     found = run_worker({"settings": {"unknown": 1}, "path": str(tiny_bundle)})
     assert found["error"].startswith("its process ended with code 1: TypeError")
+
+
+def test_a_cell_that_hangs_is_ended_and_the_sweep_goes_on(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hanging(request: dict[str, Any], **limits: float) -> dict[str, Any]:
+        if request["settings"]["exactness"] == "none":
+            request["settings"]["duration_s"] = 3600.0
+            return run_worker(request, timeout_s=1.0)
+        return run_worker(request, **limits)
+
+    monkeypatch.setattr(sweep_module, "run_worker", hanging)
+    found = sweep(tiny_bundle, tmp_path / "out", "--exactness", "none", "--exactness", "mask")
+    errors = {result["asked"]["exactness"]: result["error"] for result in found.values()}
+    assert errors["mask"] is None
+    assert errors["none"].startswith("timed out after 1 s")
+    assert "1 measured, 0 kept, 1 cannot run here" in capsys.readouterr().out
+
+
+def test_the_time_limit_reaches_the_cells(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+
+    def noted(request: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        limits.append(timeout_s)
+        return {"error": "not measured here"}
+
+    monkeypatch.setattr(sweep_module, "run_worker", noted)
+    sweep(tiny_bundle, tmp_path / "out", "--timeout", "7")
+    assert limits == [7.0]
 
 
 def test_every_cell_has_a_file_of_its_own(tiny_bundle: Path) -> None:

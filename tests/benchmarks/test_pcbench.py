@@ -160,6 +160,20 @@ def test_readme_has_a_row_for_each_bundle_of_a_sweep(tiny_bundle: Path, tmp_path
     assert [cell.strip() for cell in row.split("|")[3:5]] == medians
 
 
+def test_the_readme_says_machine_and_versions_once_where_they_are_equal(
+    tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        measured_search(tiny_bundle, pictures, tmp_path / f"{name}.json")
+    machine = json.loads((tmp_path / "one.json").read_text())["machine"]["cpu"]
+    assert render(tmp_path).count(machine) == 1
+    assert render(tmp_path).splitlines()[-1].startswith(f"All measured on {machine}")
+    other = json.loads((tmp_path / "two.json").read_text())
+    other["versions"]["numpy"] = "0.1"
+    (tmp_path / "two.json").write_text(json.dumps(other))
+    assert render(tmp_path).count(machine) == 2 and render(tmp_path).count("numpy 0.1") == 1
+
+
 def test_numbers_stand_on_one_line_and_mean_the_same() -> None:
     content = {"a": [1.5, -2e-7, 3], "b": [[1, 2], ["x", 1]], "c": [], "d": "[\n 1,\n 2\n]"}
     text = one_line_numbers(json.dumps(content, indent=1))

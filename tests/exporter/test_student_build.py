@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from pcexport import build as build_module
+from pcexport.graph import network
 from pcexport.backbones import registry
 from pcexport.cli import main
 from pcexport.demo import command as demo_module
@@ -341,3 +342,12 @@ def test_the_demo_builds_with_a_student_and_gives_verdicts(
     assert manifest.embedding.backbone == "tiny-s"
     assert len(list((tmp_path / "demo" / "overlays").rglob("*.png"))) == 7
     assert "overlays" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("backbone, hint", [("edges", " Did you mean 'edge-s'?"), ("resnet18", "")])
+def test_a_misspelt_student_is_recognised_where_torch_is_missing(
+    backbone: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "list_students", lambda: ("edge-s",))
+    text = network._torch_is_missing(ImportError(name="torch"), backbone)
+    assert f"tracing the backbone {backbone} needs it.{hint} Install:" in text

@@ -5,13 +5,25 @@ from typing import Any
 from pcbench.compare.pairs import FASTER, SLOWER, UNKNOWN, Compared, Pair
 from pcbench.compare.statistics import CONFIDENCE
 
+_WIDTHS = {
+    "old ms": 9, "new ms": 9, "change": 9, "95 % interval": 20, "p": 8, "old p99": 9, "new p99": 9,
+}  # fmt: skip
+_HEAD = "".join(f"{name:>{width}}" for name, width in _WIDTHS.items()) + "  verdict"
+# A larger ratio is no percentage that anybody reads.
+_IN_PERCENT = 10.0
+_EXPLANATION = (
+    "old ms, new ms: medians. Change, interval, p and verdict are of the typical latency; p99 is shown, not "
+    "tested."
+)
+
 
 def table(compared: Compared) -> str:
     """One line per pair, then what else there is to say."""
-    lines = [f"{'old ms':>9}{'new ms':>9}{'change':>9}{'95 % interval':>18}{'p':>8}  verdict"]
+    lines = [_HEAD]
     for pair in compared.pairs:
-        old, new = pair.medians_ms
-        lines.append(f"{old:9.2f}{new:9.2f}{_change(pair)}  {_verdict(pair, compared)}: {pair.title}")
+        medians, tails = (f"{old:9.2f}{new:9.2f}" for old, new in (pair.medians_ms, pair.p99_ms))
+        lines.append(f"{medians}{_change(pair)}{tails}  {_verdict(pair, compared)}: {pair.title}")
+    lines.append(_EXPLANATION)
     lines += [f"ran before, cannot run now: {text}" for text in compared.broken]
     lines += [f"note: {note}" for note in compared.notes]
     counts = {
@@ -19,20 +31,20 @@ def table(compared: Compared) -> str:
     }
     summed = f"{len(compared.pairs)} pairs: {counts[SLOWER]} slower, {counts[FASTER]} faster"
     if counts[UNKNOWN]:
-        summed += f", {counts[UNKNOWN]} with too few queries for how slowly they vary (measure longer)"
+        summed += f", {counts[UNKNOWN]} too uncertain to tell (measure longer, or with more --runs)"
     return "\n".join([*lines, summed])
 
 
 def _change(pair: Pair) -> str:
     if pair.difference is None or pair.p_adjusted is None:
-        return f"{'-':>9}{'-':>18}{'-':>8}"
+        return f"{'-':>9}{'-':>20}{'-':>8}"
     low, high = pair.difference.interval
     interval = f"{_percent(low)} .. {_percent(high)}"
-    return f"{_percent(pair.difference.ratio):>9}{interval:>18}{pair.p_adjusted:8.4f}"
+    return f"{_percent(pair.difference.ratio):>9}{interval:>20}{pair.p_adjusted:8.4f}"
 
 
 def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f}%"
+    return f"{100 * (ratio - 1):+.1f}%" if ratio < _IN_PERCENT else f"x {ratio:.2g}"
 
 
 def _verdict(pair: Pair, compared: Compared) -> str:
@@ -63,6 +75,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "processes": [len(side) for side in pair.sides],
         "queries": [sum(len(cell.samples_ms) for cell in side) for side in pair.sides],
         "median_ms": [old, new],
+        "p99_ms": list(pair.p99_ms),
         "change": known.ratio - 1 if known else None,
         "change_low": known.interval[0] - 1 if known else None,
         "change_high": known.interval[1] - 1 if known else None,

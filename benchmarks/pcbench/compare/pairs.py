@@ -1,9 +1,10 @@
 """The job behind `pcbench compare`: pair cells, compare each pair, say what is certain."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from pcrun.errors import PcError
 
 SLOWER, FASTER, SAME, UNKNOWN = "slower", "faster", "no difference", "cannot tell"
 
+# Where the interval reaches beyond twice or half the latency, "no difference" would promise too much.
+_WIDEST = 2.0
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -20,7 +24,7 @@ class Pair:
 
     Attributes:
         old, new: what was measured, a process each.
-        difference: None where a series is too short.
+        difference: None where a series is too short; the verdict is "cannot tell" then.
         p_adjusted: of a difference, over all pairs; None without one.
         above: whether it is slower by more than was allowed, with confidence; None where nothing was asked.
     """
@@ -37,7 +41,8 @@ class Pair:
         if self.difference is None or self.p_adjusted is None:
             return UNKNOWN
         if self.p_adjusted > 1 - CONFIDENCE:
-            return SAME
+            low, high = self.difference.interval
+            return SAME if high < _WIDEST and low > 1 / _WIDEST else UNKNOWN
         return SLOWER if self.difference.log_ratio > 0 else FASTER
 
     @property
@@ -49,6 +54,14 @@ class Pair:
     def medians_ms(self) -> tuple[float, float]:
         """Of all latencies, old and new."""
         old, new = (float(np.median(np.concatenate([cell.samples_ms for cell in s]))) for s in self.sides)
+        return old, new
+
+    @property
+    def p99_ms(self) -> tuple[float, float]:
+        """Of all latencies, old and new; shown, never tested."""
+        old, new = (
+            float(np.percentile(np.concatenate([cell.samples_ms for cell in s]), 99)) for s in self.sides
+        )
         return old, new
 
     @property
@@ -86,6 +99,34 @@ class Side:
     measured: dict[tuple[Any, ...], list[Measured]] = field(default_factory=dict)
     not_run: list[NotRun] = field(default_factory=list)
 
+    @property
+    def bundles(self) -> set[str]:
+        """File names without suffix."""
+        cells: list[Measured | NotRun] = [*(runs[0] for runs in self.measured.values()), *self.not_run]
+        return {cell.asked["bundle"] for cell in cells}
+
+    def renamed(self, bundle: str) -> "Side":
+        """The same cells, as if of a bundle of this name."""
+        side = Side(not_run=[_of_bundle(cell, bundle) for cell in self.not_run])
+        for runs in self.measured.values():
+            named = [_of_bundle(cell, bundle) for cell in runs]
+            side.measured[named[0].key] = named
+        return side
+
+
+_Cell = TypeVar("_Cell", Measured, NotRun)
+
+
+def _of_bundle(cell: _Cell, bundle: str) -> _Cell:
+    return dataclasses.replace(cell, asked={**cell.asked, "bundle": bundle})
+
+
+def _two_bundles(before: Side, after: Side) -> tuple[str, str] | None:
+    """Old and new name where each side is of one bundle, and of another one: then these are compared."""
+    if len(before.bundles) == len(after.bundles) == 1 and before.bundles != after.bundles:
+        return next(iter(before.bundles)), next(iter(after.bundles))
+    return None
+
 
 def compare_results(old: Path, new: Path, *, fail_above_pct: float | None = None) -> Compared:
     """Compare two folders or files.
@@ -94,6 +135,9 @@ def compare_results(old: Path, new: Path, *, fail_above_pct: float | None = None
         PcError: one of them cannot be read, or they have no cell in common.
     """
     before, after = read_side(old), read_side(new)
+    two = _two_bundles(before, after)
+    if two is not None:
+        before = before.renamed(two[1])
     keys = [key for key in after.measured if key in before.measured]
     broken = [
         f"{shown_settings(cell.asked)}: {cell.error}"
@@ -103,10 +147,10 @@ def compare_results(old: Path, new: Path, *, fail_above_pct: float | None = None
     if not keys and not broken:
         raise PcError(
             f"{old} and {new} have no cell in common. Expected results of the same settings and kinds of "
-            "images, and bundles of the same file names."
+            "images, and bundles of the same file names, or one bundle on each side."
         )
     pairs = judged([(before.measured[key], after.measured[key]) for key in keys], fail_above_pct)
-    notes = [*_unpaired(before, after), *_unlike(pairs), *_single_processes(pairs)]
+    notes = [*_unpaired(before, after), *_unlike(pairs, two), *_single_processes(pairs)]
     return Compared(pairs, fail_above_pct, list(dict.fromkeys(broken)), notes)
 
 
@@ -184,19 +228,22 @@ def _unpaired(before: Side, after: Side) -> list[str]:
     return notes
 
 
-def _unlike(pairs: Sequence[Pair]) -> list[str]:
+def _unlike(pairs: Sequence[Pair], two: tuple[str, str] | None) -> list[str]:
     """What else than the code differs: it may be the cause."""
+    told = [f"OLD is the bundle {two[0]}, NEW the bundle {two[1]}"] if two else []
     looked_at: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
         ("the machines differ", lambda whole: whole["machine"]),
         ("the versions of the software differ", lambda whole: whole["versions"]),
-        ("bundles of one name differ in their content", lambda whole: whole["bundle"]["digest"]),
         ("other images were scored", lambda whole: whole.get("content_sha256")),
         ("what was asked for led to other real settings", lambda whole: whole["settings"]),
     ]
-    return [
+    if not two:
+        looked_at.append(("bundles of one name differ in their content", lambda w: w["bundle"]["digest"]))
+    told += [
         note
         for note, fact in looked_at
         if any(
             fact(cell.whole) != fact(pair.old[0].whole) for pair in pairs for s in pair.sides for cell in s
         )
     ]
+    return told

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pcrun.bench.content import Content, file_content, golden_contents
-from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.bundle import Bundle, file_label
 from pcrun.errors import BundleError
 
 _Value = TypeVar("_Value", str, int)
@@ -94,7 +94,7 @@ def plan(bundles: Sequence[Path], axes: Axes) -> list[Cell]:
     Raises:
         BundleError: a bundle is damaged, or two have one name.
     """
-    labels = [label_of(path) for path in bundles]
+    labels = [file_label(path) for path in bundles]
     for label in labels:
         if labels.count(label) > 1:
             raise BundleError(
@@ -119,11 +119,6 @@ def plan(bundles: Sequence[Path], axes: Axes) -> list[Cell]:
 def unique(values: Sequence[_Value]) -> list[_Value]:
     """Each value once, in the order given."""
     return list(dict.fromkeys(values))
-
-
-def label_of(bundle: Path) -> str:
-    """A bundle's file name without suffix."""
-    return bundle.resolve().name.removesuffix(".zip").removesuffix(".pcbundle")
 
 
 def contents_of(bundle: Bundle, images: Sequence[str], defective: Sequence[str]) -> list[Content]:

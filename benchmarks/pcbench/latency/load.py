@@ -76,18 +76,25 @@ def read_json(paths: Sequence[Path]) -> list[tuple[Path, Any]]:
     Raises:
         PcError: there is none, or one is not JSON.
     """
-    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    files = [file for path in paths for file in (_in_order(path) if path.is_dir() else [path])]
     if not files:
         raise PcError(
             f"{', '.join(map(str, paths))} holds no JSON file. Expected results of pcbench latency."
         )
     loaded = []
     for file in files:
+        if not file.exists():
+            raise PcError(f"There is no {file}. Expected results of pcbench latency; check the path.")
         try:
             loaded.append((file, json.loads(file.read_text(encoding="utf-8"))))
         except (OSError, ValueError) as error:
             raise PcError(f"{file} cannot be read as JSON ({error}). Measure again.") from error
     return loaded
+
+
+def _in_order(folder: Path) -> list[Path]:
+    """By name without suffix, so that further runs of a cell follow the first."""
+    return sorted(folder.glob("*.json"), key=lambda file: file.stem)
 
 
 def is_latency(data: Any) -> bool:
@@ -123,7 +130,9 @@ def cells_of(file: Path, data: dict[str, Any]) -> list[Measured] | NotRun:
 def _asked(data: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     if "asked" in data:
         return {name: data["asked"][name] for name in PAIRED_BY}
-    real = {**data["settings"], "bundle": data["bundle"]["name"], "batch": result.get("images_per_query", 1)}
+    # By its file name, as a sweep does; older reports hold only the name inside the bundle.
+    bundle = data["bundle"].get("file") or data["bundle"]["name"]
+    real = {**data["settings"], "bundle": bundle, "batch": result.get("images_per_query", 1)}
     return {name: real[name] for name in PAIRED_BY}
 
 

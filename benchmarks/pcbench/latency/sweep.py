@@ -22,6 +22,9 @@ from pcrun.files import make_folder
 
 Say = Callable[[str], None]
 
+# Far above what a cell takes (seconds to minutes): a driver that hangs must not stop a night's sweep.
+CELL_TIMEOUT_S = 1800.0
+
 
 @dataclass
 class Tally:
@@ -40,6 +43,7 @@ def sweep(
     defective: Sequence[str] = (),
     folder: Path,
     say: Say,
+    timeout_s: float = CELL_TIMEOUT_S,
 ) -> Tally:
     """Measure every cell that the folder does not hold yet.
 
@@ -49,6 +53,7 @@ def sweep(
         images, defective: files, folders or globs; the golden samples where both are empty.
         folder: of the result files.
         say: called once per cell with a line for a person.
+        timeout_s: a cell that takes longer is ended, and is one that cannot run.
 
     Raises:
         PcError: a bundle or an image cannot be read, or a file cannot be written.
@@ -68,7 +73,7 @@ def sweep(
     for cell in missing:
         say(f"{cell.settings.name} ...")
         started = time.monotonic()
-        report = run_worker(request_of(cell, images, defective))
+        report = run_worker(request_of(cell, images, defective), timeout_s=timeout_s)
         result = {
             "name": cell.settings.name,
             "asked": dataclasses.asdict(cell.settings),
@@ -107,13 +112,18 @@ def is_measured(cell: Cell, folder: Path, content: str, here: dict[str, Any]) ->
     )
 
 
-def run_worker(request: dict[str, Any]) -> dict[str, Any]:
-    """Measure a cell in a process of its own; a crash is an error like any other."""
+def run_worker(request: dict[str, Any], *, timeout_s: float = CELL_TIMEOUT_S) -> dict[str, Any]:
+    """Measure a cell in a process of its own; a crash is an error like any other, and so is a hang."""
     with tempfile.TemporaryDirectory() as folder:
         asked, report = Path(folder) / "request.json", Path(folder) / "report.json"
         asked.write_text(json.dumps(request), encoding="utf-8")
         command = [sys.executable, "-m", "pcbench.latency.worker", str(asked), str(report)]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, timeout=timeout_s
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"timed out after {timeout_s:,.0f} s (--timeout); it hangs, or needs longer"}
         if done.returncode == 0 and report.is_file():
             found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
             return found

@@ -47,12 +47,16 @@ class CalibrateOptions:
     Attributes:
         rate: false-alarm rate, above 0 and below 1; None is that of the bundle's threshold.
         provider: what the embedder runs on, "auto" or a name.
+        precision: None is that of this machine's device profile, else the bundle's.
+        no_profile: leave the device profile aside.
         force: replace an existing bundle, after the new one is complete.
         allow_shortage: take the largest score where there are too few images for the rate.
     """
 
     rate: float | None = None
     provider: str = "auto"
+    precision: str | None = None
+    no_profile: bool = False
     force: bool = False
     allow_shortage: bool = False
 
@@ -69,6 +73,7 @@ class CalibrateSummary:
         output: the new bundle, a directory or a zip, as the old one was.
         before: scoring of the old one.
         digest: identity of the new one.
+        scored_with: provider and precision of the embedder, and whether the device profile chose them.
         had_profile: whether this machine has a device profile for the old one, which does not hold any more.
     """
 
@@ -76,6 +81,7 @@ class CalibrateSummary:
     before: ScoringSpec
     manifest: Manifest
     digest: str
+    scored_with: dict[str, Any]
     had_profile: bool
     seconds: dict[str, float]
     warnings: tuple[str, ...]
@@ -87,6 +93,7 @@ class CalibrateSummary:
             "digest": self.digest,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "warnings": list(self.warnings),
+            "scored_with": self.scored_with,
             "had_profile": self.had_profile,
             "before": to_jsonable(self.before),
             "manifest": to_jsonable(self.manifest),
@@ -128,7 +135,9 @@ def _calibrate(
     rate = options.rate or _rate_of(bundle.manifest)
     name, root, images = _normal_images(data)
     _require_enough(len(images), rate, allow_shortage=options.allow_shortage)
-    detector = _open(bundle, options.provider)
+    detector = _open(bundle, options)
+    scored_with = _scored_with(detector)
+    steps.say(_told(scored_with))
     reader = ImageReader(
         root, white_level_16bit=bundle.manifest.preprocess.white_level_16bit, strict=False, warn=steps.warn
     )
@@ -143,7 +152,7 @@ def _calibrate(
             manifest = _write(folder, bundle, manifest, scores, detector)
         with steps.step("verify"):
             staged = write_zip(folder, staging / target.name, manifest) if path.is_file() else folder
-            digest = _verify(staged, options.provider)
+            digest = _verify(staged, scored_with)
         had_profile = find_profile(bundle, provider=options.provider) is not None
         publish(staged, target)
     return CalibrateSummary(
@@ -151,6 +160,7 @@ def _calibrate(
         bundle.manifest.scoring,
         manifest,
         digest,
+        scored_with,
         had_profile,
         dict(steps.seconds),
         tuple(steps.warnings),
@@ -222,18 +232,36 @@ def _require_enough(images: int, rate: float, *, allow_shortage: bool) -> None:
         )
 
 
-def _open(bundle: Bundle, provider: str) -> AnomalyDetector:
+def _open(bundle: Bundle, options: CalibrateOptions) -> AnomalyDetector:
     """The deployed bundle with every patch measured exactly: the search for seen images needs all of them.
 
-    Verdicts on the device are certified to equal these, whatever its search.
+    Verdicts on the device are certified to equal these, whatever its search. Provider and precision are those
+    of the device profile, where this machine has one: they move scores, the rest of a profile does not.
     """
     return AnomalyDetector.load(
         bundle,
-        provider=provider,
+        provider=options.provider,
+        precision=options.precision,
         threshold=NO_THRESHOLD,
         pixel_threshold=NO_THRESHOLD,
         exactness="full",
-        profile=False,
+        profile=not options.no_profile,
+    )
+
+
+def _scored_with(detector: AnomalyDetector) -> dict[str, Any]:
+    return {
+        "provider": detector.provider,
+        "precision": detector.precision,
+        "device_profile": detector.profile is not None,
+    }
+
+
+def _told(scored_with: dict[str, Any]) -> str:
+    source = "this machine's device profile" if scored_with["device_profile"] else "no device profile here"
+    return (
+        f"scores are those of {scored_with['provider']} {scored_with['precision']} ({source}); calibrate on "
+        "the device, or give --provider and --precision as it runs"
     )
 
 
@@ -333,7 +361,7 @@ def _limits(manifest: Manifest) -> tuple[ThresholdSpec, ThresholdSpec]:
     return scoring.threshold, scoring.pixel_threshold
 
 
-def _verify(path: Path, provider: str) -> str:
+def _verify(path: Path, scored_with: dict[str, Any]) -> str:
     """Open the new bundle as a device would and replay its golden samples; gives its digest.
 
     Raises:
@@ -341,7 +369,10 @@ def _verify(path: Path, provider: str) -> str:
     """
     bundle = Bundle.load(path)
     if SAMPLES_NAME in bundle.manifest.files:
-        report = run_selftest(AnomalyDetector.load(bundle, provider=provider, profile=False))
+        provider, precision = scored_with["provider"], scored_with["precision"]
+        report = run_selftest(
+            AnomalyDetector.load(bundle, provider=provider, precision=precision, profile=False)
+        )
         if not report.passed:
             worst = max(check.relative_difference for check in report.checks)
             raise BuildError(

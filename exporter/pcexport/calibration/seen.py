@@ -28,7 +28,7 @@ class SeenImages:
         rows = detector.bundle.memory_bank
         self._exact = ExactSearch(rows, threads=1)
         lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-        self._zero = TOLERANCE_RELATIVE[detector.manifest.embedding.precision] * float(np.median(lengths))
+        self._zero = TOLERANCE_RELATIVE[detector.precision] * float(np.median(lengths))
         self._entries: dict[ImageRef, set[int]] = {}
 
     def look(self, image: ImageRef, embeddings: FloatArray, patch_scores: FloatArray) -> None:

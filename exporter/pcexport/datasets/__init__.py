@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pcexport.datasets.aitex import Aitex
 from pcexport.datasets.btad import Btad
-from pcexport.datasets.files import is_image, name_of, refs, repeated, require_none
+from pcexport.datasets.files import is_image, name_of, refs, repeated, require_none, require_one_suffix
 from pcexport.datasets.flat import FlatFolder
 from pcexport.datasets.frames import FrameFolders
 from pcexport.datasets.good_bad import GoodBad
@@ -121,7 +121,8 @@ def _read_glob(pattern: str) -> Dataset:
     # Path.glob refuses absolute patterns.
     found = sorted(Path(p) for p in glob.glob(pattern, recursive=True))  # noqa: PTH207
     root = Path(*_literal_parts(pattern))
-    return Dataset(name_of(root), _FLAT.name, root, refs(p for p in found if is_image(p)), ())
+    images = require_one_suffix([path for path in found if is_image(path)])
+    return Dataset(name_of(root), _FLAT.name, root, refs(images), ())
 
 
 def _literal_parts(pattern: str) -> list[str]:

@@ -93,6 +93,33 @@ def require_none(wrong: Sequence[object], fact: str, advice: str) -> None:
         raise BuildError(f"{fact.replace('{n}', str(len(wrong))).replace('{first}', str(wrong[0]))} {advice}")
 
 
+def require_one_suffix(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Refuse files that differ in their suffix only: of `x.jpg` and `x.png` one is a mask or a preview.
+
+    Args:
+        paths: all of them would be taken for normal images.
+
+    Returns:
+        The same paths.
+
+    Raises:
+        BuildError: there are any. A mask in the memory bank would spoil it without a word.
+    """
+    first: dict[Path, Path] = {}
+    pairs = []
+    for path in paths:
+        other = first.setdefault(path.with_suffix(""), path)
+        if other != path:
+            pairs.append(f"{other} and {path.name}")
+    require_none(
+        pairs,
+        "{n} normal images have another file of the same name beside them, the first {first}.",
+        "Expected images alone: one of the two is likely a mask or a preview. Give a quoted glob of one "
+        "suffix ('FOLDER/*.jpg'), or move the others away; a list (CSV) takes both.",
+    )
+    return tuple(paths)
+
+
 class MaskFolder:
     """The masks below a folder, and which of them belong to an image."""
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pcexport.datasets.files import images_in, name_of, refs
+from pcexport.datasets.files import images_in, name_of, refs, require_one_suffix
 from pcexport.datasets.types import Dataset
 
 
@@ -21,4 +21,4 @@ class FlatFolder:
 
     def read(self, root: Path) -> Dataset:
         """See `Layout.read`."""
-        return Dataset(name_of(root), self.name, root, refs(images_in(root)), ())
+        return Dataset(name_of(root), self.name, root, refs(require_one_suffix(images_in(root))), ())

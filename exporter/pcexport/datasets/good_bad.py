@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pcexport.datasets.files import MaskFolder, folders_in, images_in, name_of, refs
+from pcexport.datasets.files import MaskFolder, folders_in, images_in, name_of, refs, require_one_suffix
 from pcexport.datasets.types import Dataset, TestImage
 from pcexport.errors import BuildError
 
@@ -38,12 +38,14 @@ masks/STEM.png, masks/CLASS/STEM.png   their masks; optional (or ground_truth/; 
         good, test_good, bad = (_only(root, names) for names in (_GOOD, _TEST_GOOD, _BAD))
         folder = _only(root, _MASKS)
         masks = MaskFolder(root / _MASKS[0] if folder is None else folder)
-        test = [TestImage(path, None) for path in images_in(test_good)] if test_good else []
+        test = (
+            [TestImage(path, None) for path in require_one_suffix(images_in(test_good))] if test_good else []
+        )
         if bad:
             for where in (bad, *folders_in(bad)):
                 test += [_defective(path, bad, masks) for path in images_in(where)]
         masks.require_all_taken(f"{bad.name if bad else _BAD[0]}/, in folders of the same names")
-        normal = refs(images_in(good)) if good else ()
+        normal = refs(require_one_suffix(images_in(good))) if good else ()
         return Dataset(name_of(root), self.name, root, normal, tuple(test))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,23 @@ def _read_csv(file: Path) -> list[_Entry]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
+            _require_commas(reader.fieldnames or (), file)
             _check_keys(reader.fieldnames or (), f"The first line of {file}")
             return [_entry(reader.line_num, row, file) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BuildError(
             f"{file} cannot be read as CSV ({error}). Expected UTF-8 text, a line per image; save it again."
         ) from error
+
+
+def _require_commas(names: Sequence[str], file: Path) -> None:
+    """Spreadsheets write semicolons where the comma is the decimal mark, and tabs when asked for text."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if any(separator in cell for cell in names):
+            raise BuildError(
+                f"{file} separates its columns by {name}. Expected commas; save it again as CSV with commas "
+                "(spreadsheets ask for the separator)."
+            )
 
 
 def _read_jsonl(file: Path) -> list[_Entry]:

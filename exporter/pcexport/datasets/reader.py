@@ -24,17 +24,25 @@ _DARK_16BIT_LEVEL = 4096
 
 
 class ImageReader:
-    """Reads images one by one and keeps account: a digest of what was read, and how many were left out."""
+    """Reads images one by one and keeps account of them.
+
+    Attributes:
+        warn: called with what a person should know.
+        copies: files that hold the same bytes as another one read before, and that one.
+        skipped: how many were left out.
+    """
 
     def __init__(self, root: Path, *, white_level_16bit: int, strict: bool, warn: Warn) -> None:
         self._root = root
         self._white_level = white_level_16bit
         self._strict = strict
-        self._warn = warn
+        self.warn = warn
         self._digest = hashlib.sha256()
         self._videos = VideoFrames()
         # Tiles of one image follow each other: the last image that was cut, by its path and frame.
         self._whole: tuple[ImageRef, UInt8Array] | None = None
+        self._first_with: dict[bytes, Path] = {}
+        self.copies: dict[Path, Path] = {}
         self.skipped = 0
 
     @property
@@ -56,13 +64,16 @@ class ImageReader:
                 if self._strict:
                     raise BuildError(f"{error} (--strict stops at the first unreadable image.)") from error
                 self.skipped += 1
-                self._warn(f"left out: {error}")
+                self.warn(f"left out: {error}")
                 yield image, None
 
     def read(self, image: ImageRef) -> UInt8Array:
         """Read one image, (height, width, 3) uint8 BGR; SourceError names the file."""
         if image.frame is None and image.tile is None:
             pixels, data = self._read_file(image.path)
+            first = self._first_with.setdefault(hashlib.sha256(data).digest(), image.path)
+            if first != image.path:
+                self.copies[image.path] = first
         else:
             pixels = self._read_part(image)
             data = pixels.tobytes()
@@ -109,11 +120,11 @@ class ImageReader:
 
     def _remark(self, path: Path, data: bytes) -> None:
         if has_alpha(data):
-            self._warn(f"{path}: its alpha channel is ignored")
+            self.warn(f"{path}: its alpha channel is ignored")
         if self._white_level > _DARK_16BIT_LEVEL and _may_be_16bit(data):
             raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             if raw is not None and raw.dtype == np.uint16 and raw.max() < _DARK_16BIT_LEVEL:
-                self._warn(
+                self.warn(
                     f"{path}: a 16-bit image whose largest value is {raw.max()}; if its camera has 12 bits, "
                     "pass --white-level-16bit 4095"
                 )

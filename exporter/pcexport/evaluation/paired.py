@@ -52,6 +52,15 @@ def require_same_images(evaluations: Sequence[Evaluation]) -> None:
             raise BuildError("The bundles did not read the same images. Expected equal data; run them again.")
 
 
+def titles(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What to call each bundle: its file name, or its whole path where two have one file name."""
+    files = [evaluation.file for evaluation in evaluations]
+    return [
+        evaluation.bundle if files.count(evaluation.file) > 1 else evaluation.file
+        for evaluation in evaluations
+    ]
+
+
 def differences(evaluations: Sequence[Evaluation]) -> list[dict[str, Difference]]:
     """Per bundle, each compared figure less the first bundle's."""
     if evaluations[0].metrics is None:
@@ -110,8 +119,8 @@ def print_comparison(evaluations: Sequence[Evaluation], rows: Sequence[dict[str,
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     table = Table(title=f"bundles on {evaluations[0].data['name']}", title_justify="left")
     table.add_column("figure")
-    for evaluation in evaluations:
-        table.add_column(evaluation.manifest.name, justify="right")
+    for title in titles(evaluations):
+        table.add_column(title, justify="right")
     for part in table_rows(evaluations, rows):
         for row in part:
             table.add_row(*row)

@@ -14,7 +14,7 @@ from pcexport.datasets.reader import ImageReader
 from pcexport.evaluation.charts import draw_precision_recall, draw_roc
 from pcexport.evaluation.metrics import Samples
 from pcexport.evaluation.outputs import IMAGE_METRICS, PIXEL_METRICS, described, name_of
-from pcexport.evaluation.paired import EXPLANATION, Difference, table_rows
+from pcexport.evaluation.paired import EXPLANATION, Difference, table_rows, titles
 from pcexport.evaluation.pictures import Painter, Pictures
 from pcexport.evaluation.run import Evaluation
 from pcexport.evaluation.scored import ScoredImage
@@ -101,23 +101,25 @@ def write_comparison_report(
         SinkError: the file cannot be written.
     """
     figures, facts = table_rows(evaluations, rows)
+    names = titles(evaluations)
     page = (
         page_environment()
         .get_template(_COMPARISON)
         .render(
             evaluations=evaluations,
+            names=names,
             figures=figures,
             facts=facts,
             explanation=EXPLANATION,
             charts=[
                 (
-                    evaluation.manifest.name,
+                    name,
                     [
                         draw_scores(score_groups(evaluation), evaluation.threshold, wide=wide, detailed=True)
                         for wide in (True, False)
                     ],
                 )
-                for evaluation in evaluations
+                for name, evaluation in zip(names, evaluations, strict=True)
             ],
         )
     )

@@ -10,7 +10,7 @@ from pcexport.datasets.reader import ImageReader
 from pcexport.evaluation.metrics import Metrics, evaluate
 from pcexport.evaluation.scored import ScoredImage, score_images
 from pcexport.progress import Steps
-from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.bundle import Bundle, file_label
 from pcrun.bundle.manifest import Manifest
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
 from pcrun.machine.facts import machine_facts, versions
@@ -74,6 +74,11 @@ class Evaluation:
     warnings: tuple[str, ...]
 
     @property
+    def file(self) -> str:
+        """The bundle's file name without suffix: what a person typed, whatever name is inside."""
+        return file_label(Path(self.bundle))
+
+    @property
     def labelled(self) -> bool:
         """Whether the images are known to be normal or defective."""
         return self.metrics is not None
@@ -111,7 +116,7 @@ def evaluate_bundle(
         strict=options.strict,
         warn=steps.warn,
     )
-    with steps.step(f"score {opened.manifest.name}", len(images)) as step:
+    with steps.step(f"score {file_label(bundle)}", len(images)) as step:
         scored, seen = score_images(images, reader, detector, step, labelled=labelled)
     if seen:
         steps.warn(
@@ -199,6 +204,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "bundle": {
             "name": manifest.name,
+            "file": evaluation.file,
             "digest": evaluation.digest,
             "bytes": evaluation.bytes,
             "backbone": manifest.embedding.backbone,

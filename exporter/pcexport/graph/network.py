@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pcexport.backbones.registry import find_backbone, find_student, list_students
+from pcexport.backbones.registry import find_backbone, find_student, list_backbones, list_students
 from pcexport.backbones.student_facts import StudentFacts
 from pcexport.backbones.student_file import Student, read_student
 from pcexport.config import BuildConfig, parse_batch, parse_size
@@ -20,6 +20,7 @@ from pcrun.backends.session import import_onnxruntime
 from pcrun.backends.session import open_embedder as open_graph
 from pcrun.bundle.manifest import EmbeddingSpec, ParitySpec
 from pcrun.preprocess import PreprocessSpec
+from pcrun.records import nearest_name
 from pcrun.types import UInt8Array
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _from_torch(config: BuildConfig, preprocess: PreprocessSpec) -> TracedNetwor
         from pcexport.graph.embedding import PatchEmbedder
         from pcexport.graph.trace import trace_to_onnx
     except ImportError as error:
-        raise BuildError(_torch_is_missing(error)) from error
+        raise BuildError(_torch_is_missing(error, config.backbone)) from error
 
     chosen = find_backbone(config.backbone, config.layers)
     backbone = load_backbone(
@@ -105,10 +106,17 @@ def _from_torch(config: BuildConfig, preprocess: PreprocessSpec) -> TracedNetwor
     return TracedNetwork(onnx, spec, module)
 
 
-def _torch_is_missing(error: ImportError) -> str:
-    shipped = ", ".join(list_students())
-    without = f", or take a backbone that needs no torch: --backbone {shipped}" if shipped else ""
-    return f"{error.name or error} is missing; tracing a backbone needs it. Install: {_EXPORT_LINE}{without}"
+def _torch_is_missing(error: ImportError, backbone: str) -> str:
+    students = list_students()
+    shipped = ", ".join(students)
+    without = f", or take a backbone that needs no torch: --backbone {shipped}" if students else ""
+    # Whether torchvision has a backbone of this name is not known here; whether it looks like a student is.
+    known = any(spec.name == backbone for spec in list_backbones())
+    meant = "" if known else nearest_name(backbone, students)
+    return (
+        f"{error.name or error} is missing; tracing the backbone {backbone} needs it.{meant} Install: "
+        f"{_EXPORT_LINE}{without}"
+    )
 
 
 def _check_grid(grid_hw: tuple[int, int], config: BuildConfig) -> None:

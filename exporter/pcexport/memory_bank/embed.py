@@ -20,6 +20,8 @@ from pcrun.types import FloatArray, Int64Array, UInt8Array
 
 _DYNAMIC_BATCH_IMAGES = 8
 _PROJECT_ROWS = 8192
+# An image of less than this share of the input's height or width is enlarged beyond use.
+_SMALL = 0.25
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,12 @@ def embed_images(
             full.append(rows)
             waiting.clear()
 
+    small: list[str] = []
     for done, (ref, image) in enumerate(reader.read_all(dataset.normal), start=1):
         if image is not None:
             readable.append(ref)
+            if _is_small(image, preprocessing):
+                small.append(f"{ref} with {image.shape[1]}x{image.shape[0]} px")
             waiting.append(preprocess(image, preprocessing))
         if len(waiting) == (spec.batch or _DYNAMIC_BATCH_IMAGES):
             flush()
@@ -113,7 +118,29 @@ def embed_images(
         raise BuildError(
             f"None of the {len(dataset.normal)} normal images could be read. Expected image files."
         )
+    _warn_of_odd_images(small, len(readable), reader)
     return EmbeddedImages(readable, spec.patches, full, full)
+
+
+def _is_small(image: UInt8Array, spec: PreprocessSpec) -> bool:
+    height, width = image.shape[:2]
+    return min(height / spec.resize_height_px, width / spec.resize_width_px) < _SMALL
+
+
+def _warn_of_odd_images(small: list[str], count: int, reader: ImageReader) -> None:
+    """What can be read, and hardly was meant."""
+    if small:
+        reader.warn(
+            f"smaller than a quarter of the input: {len(small)} of {count} normal images, the first "
+            f"{small[0]}. So much enlarged they show little; remove them, or choose a smaller --image-size"
+        )
+    if reader.copies:
+        copy, original = next(iter(reader.copies.items()))
+        reader.warn(
+            f"copies of others: {len(reader.copies)} of {count} normal images, the first {copy} of "
+            f"{original}. Scored beside its own copy an image gets too low a score, and so does the "
+            "threshold; remove them"
+        )
 
 
 def _require_finite(rows: FloatArray) -> None:

@@ -20,6 +20,7 @@ from pcrun.bench.scenarios import (
 )
 from pcrun.bench.stages import StagedDetector
 from pcrun.bench.statistics import UNSTABLE, Summary, drift, queries_needed, summarise, upper_bound
+from pcrun.bundle import file_label
 from pcrun.detector import AnomalyDetector
 from pcrun.machine.facts import machine_facts, versions
 from pcrun.machine.threads import available_cores
@@ -79,6 +80,7 @@ def _bundle_facts(detector: AnomalyDetector) -> dict[str, Any]:
     manifest = detector.manifest
     return {
         "name": manifest.name,
+        "file": file_label(detector.bundle.path) if detector.bundle else None,
         "digest": detector.bundle.digest if detector.bundle else None,
         "backbone": manifest.embedding.backbone,
         "weights": manifest.embedding.weights_source,

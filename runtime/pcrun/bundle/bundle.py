@@ -159,6 +159,11 @@ class Bundle:
         return read_verified(self.files, name, self.manifest.files[name])
 
 
+def file_label(path: Path) -> str:
+    """A bundle's file name without suffix, whatever name is inside."""
+    return path.resolve().name.removesuffix(".zip").removesuffix(".pcbundle")
+
+
 def file_entry(data: bytes) -> FileEntry:
     """The manifest's entry for a file of this content."""
     return FileEntry(hashlib.sha256(data).hexdigest(), len(data))

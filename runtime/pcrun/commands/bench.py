@@ -82,7 +82,7 @@ def table(report: dict[str, Any]) -> list[str]:
     settings = ", ".join(_settings(report["settings"]))
     bundle, machine = report["bundle"], report["machine"]
     lines = [
-        f"{bundle['name']}: {bundle['backbone']}, memory bank {bundle['memory_bank']:,}",
+        f"{bundle['file'] or bundle['name']}: {bundle['backbone']}, memory bank {bundle['memory_bank']:,}",
         f"{machine['cpu']}, {machine['cores']} cores; {settings}",
         f"the first {report['warm_up_images']} images of each kind are warm-up and not counted",
     ]

@@ -13,8 +13,8 @@ from pcrun.cli import main as pcrun
 NORMALS = 14
 TEST_GOOD = 2
 QUICK = ("--weights", "untrained", "--image-size", "64", "--parity-images", "1")
-STEPS = ["trace", "parity", "embed", "project", "coreset", "index", "calibrate (kfold)", "evaluate",
-         "golden samples and report", "verify", "tune"]  # fmt: skip
+STEPS = ["trace", "parity", "embed", "project", "coreset", "index", "measure search",
+         "calibrate (kfold)", "evaluate", "golden samples and report", "verify", "tune"]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

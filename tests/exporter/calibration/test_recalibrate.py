@@ -268,9 +268,14 @@ class TestWhatDependsOnThem:
     ) -> None:
         tune = ["tune", "--bundle", str(tiny_bundle), "--provider", "cpu", "--frames", "6", "--threads", "1"]
         assert pcrun(tune) == 0
-        done = calibrate(tiny_bundle, normals)
+        done = calibrate(tiny_bundle, normals, "--json")
         assert "here too" in done.err
         assert load(done.path).profile is None
+        with_profile = {"provider": "cpu", "precision": "fp32", "device_profile": True}
+        assert json.loads(done.out)["scored_with"] == with_profile
+        assert "scores are those of cpu fp32 (this machine's device profile)" in done.err
+        without = calibrate(tiny_bundle, normals, "--json", "--force", "--no-profile")
+        assert json.loads(without.out)["scored_with"] == {**with_profile, "device_profile": False}
 
 
 class TestOutput:

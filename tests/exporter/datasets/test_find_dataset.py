@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pcexport.cli import main
 from pcexport.datasets import LAYOUTS, Dataset, ImageRef, find_dataset
 from pcexport.datasets.files import split_normals
 from pcexport.errors import BuildError
@@ -281,3 +282,27 @@ def test_hazelnut_is_mvtec_with_masks(realdata_dir: Path) -> None:
     assert defective and all(t.masks for t in defective)
     assert sum(mask is not None for mask in load_masks(dataset)) == len(defective)
     assert len({t.defect for t in defective}) * 2 == len(defective)
+
+
+def test_masks_beside_plain_images_are_not_taken_for_normal_images(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "a.png", "b.jpg", "b.png", "c.jpg")
+    message = r"2 normal images have another file of the same name .* the first .*a\.jpg and a\.png\."
+    for data in (tmp_path, tmp_path / "*"):
+        with pytest.raises(BuildError, match=message):
+            find_dataset(str(data))
+    assert normal_names(find_dataset(str(tmp_path / "*.jpg"))) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_images_of_one_name_in_two_folders_are_two_images(tmp_path: Path) -> None:
+    touch(tmp_path, "monday/a.jpg", "tuesday/a.png")
+    assert len(find_dataset(str(tmp_path / "*/*")).normal) == 2
+
+
+@pytest.mark.parametrize(
+    "command", [["build", "-o", "x.pcbundle"], ["calibrate", "x.pcbundle"], ["eval", "x.pcbundle"]]
+)
+def test_a_glob_without_quotes_is_said_to_need_them(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "good/a.png", "good/b.png", "good/c.png"]) == 2
+    assert "into quotes" in capsys.readouterr().err

@@ -75,3 +75,11 @@ def test_a_lone_good_folder_is_not_enough(tmp_path: Path) -> None:
         write_image(tmp_path / f"{name}.png")
     with pytest.raises(BuildError, match="no known layout"):
         find_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["good", "test_good"])
+def test_a_mask_beside_a_normal_image_is_refused(parts: Path, folder: str) -> None:
+    write_image(parts / folder / "both.jpg")
+    write_mask(parts / folder / "both.png")
+    with pytest.raises(BuildError, match=r"another file of the same name .*both\.jpg and both\.png"):
+        find_dataset(str(parts))

@@ -158,3 +158,11 @@ def test_a_list_without_training_images_is_refused(data: Path) -> None:
     write_csv(data / "images.csv", ROWS[2:])
     with pytest.raises(BuildError, match="no normal images where layout list has them"):
         find_dataset(str(data))
+
+
+@pytest.mark.parametrize("separator, name", [(";", "semicolons"), ("\t", "tabs")])
+def test_a_csv_list_with_other_separators_is_named_as_such(data: Path, separator: str, name: str) -> None:
+    path = write_csv(data / "images.csv", ROWS)
+    path.write_text(path.read_text(encoding="utf-8").replace(",", separator), encoding="utf-8")
+    with pytest.raises(BuildError, match=f"separates its columns by {name}. Expected commas"):
+        find_dataset(str(data))

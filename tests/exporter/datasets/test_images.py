@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from pcexport.datasets import ImageRef
+from pcexport.datasets import Dataset, ImageRef
 from pcexport.datasets import reader as images_module
 from pcexport.datasets.reader import ImageReader
 from pcexport.datasets.videos import count_frames
+from pcexport.memory_bank.embed import embed_images
 from pcexport.errors import BuildError
 from pcrun.errors import SourceError
+from pcrun.preprocess import PreprocessSpec
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
 
@@ -250,3 +253,32 @@ def test_the_digest_does_not_depend_on_where_the_data_lie(tmp_path: Path) -> Non
 def test_an_image_that_was_left_out_does_not_enter_the_digest(tmp_path: Path) -> None:
     broken_files(tmp_path)
     assert digest(tmp_path, "whole.png", "text.png") == digest(tmp_path, "whole.png")
+
+
+def test_copies_are_noticed_once_under_whatever_name(tmp_path: Path) -> None:
+    first, other = write(tmp_path / "a.png"), write(tmp_path / "b.png", 255 - PIXELS)
+    copy = write(tmp_path / "c.png")
+    reading = Reading(tmp_path)
+    reading.all(first, other, copy)
+    reading.all(first, other, copy)
+    assert reading.reader.copies == {copy: first}
+
+
+def test_copies_and_tiny_images_are_embedded_with_a_warning(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    names = {"a": pixels[0], "b": pixels[1], "c": pixels[0], "tiny": pixels[0, :3, :3]}
+    paths = [write(tmp_path / f"{name}.png", image) for name, image in names.items()]
+    reading = Reading(tmp_path)
+    embedded = embed_images(
+        Dataset("parts", "flat", tmp_path, tuple(map(ImageRef, paths)), ()),
+        reading.reader,
+        SimpleNamespace(embed=lambda images: np.zeros((len(images), 4, 2), np.float32)),
+        spec=SimpleNamespace(dim=2, batch=1, patches=4),
+        preprocessing=PreprocessSpec(16, 16, 16, 16),
+        folder=tmp_path,
+        step=SimpleNamespace(advance_to=lambda done: None),
+    )
+    assert len(embedded.refs) == 4
+    small, copies = reading.warnings
+    assert "quarter of the input: 1 of 4" in small and "tiny.png with 3x3 px" in small
+    assert "copies of others: 1 of 4" in copies and "c.png of " in copies

@@ -208,6 +208,22 @@ def test_bundles_side_by_side(made_bundle: BundleMaker, data: Path, tmp_path: Pa
     assert "side by side" in report.read_text(encoding="utf-8").lower() and "MB" in out
 
 
+def test_bundles_of_one_name_are_told_apart_by_their_files(
+    copied_bundle: BundleMaker, data: Path, tmp_path: Path, evaluate: Eval
+) -> None:
+    bundles = [copied_bundle().rename(tmp_path / f"{name}.pcbundle") for name in ("monday", "tuesday")]
+    (tmp_path / "old").mkdir()
+    older = copied_bundle().rename(tmp_path / "old" / "monday.pcbundle")
+    report = tmp_path / "compared.html"
+    code, out, _ = evaluate("--compare", *bundles, older, data, "-o", report)
+    assert code == 0
+    heads = [str(bundles[0]), "tuesday", str(older)]
+    assert all(f">{head}</th>" in report.read_text(encoding="utf-8") for head in heads)
+    assert "tuesday" in out
+    compared = json.loads(report.with_suffix(".json").read_text(encoding="utf-8"))
+    assert [row["bundle"]["file"] for row in compared] == ["monday", "tuesday", "monday"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
