@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from pcexport import build as build_module
-from pcexport.graph import network
 from pcexport.backbones import registry
 from pcexport.cli import main
 from pcexport.demo import command as demo_module
 from pcexport.demo.parts import generate_parts
+from pcexport.graph import network
 from pcexport.versions import TRACING
 from pcrun.bundle.bundle import Bundle
 from pcrun.cli import main as pcrun

@@ -20,7 +20,7 @@ from pcrun.bench.scenarios import (
 )
 from pcrun.bench.stages import StagedDetector
 from pcrun.bench.statistics import UNSTABLE, Summary, drift, queries_needed, summarise, upper_bound
-from pcrun.bundle import file_label
+from pcrun.bundle.bundle import file_label
 from pcrun.detector import AnomalyDetector
 from pcrun.machine.facts import machine_facts, versions
 from pcrun.machine.threads import available_cores

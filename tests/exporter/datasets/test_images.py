@@ -13,8 +13,8 @@ from pcexport.datasets import Dataset, ImageRef
 from pcexport.datasets import reader as images_module
 from pcexport.datasets.reader import ImageReader
 from pcexport.datasets.videos import count_frames
-from pcexport.memory_bank.embed import embed_images
 from pcexport.errors import BuildError
+from pcexport.memory_bank.embed import embed_images
 from pcrun.errors import SourceError
 from pcrun.preprocess import PreprocessSpec
 
