@@ -92,7 +92,7 @@ def hnswlib_problem() -> str | None:
 
 
 def load_hnsw_index(path: Path, *, count: int, dim: int) -> "hnswlib.Index":
-    """Load an index file that `check_hnsw_file` of `pcrun.bundle` has accepted for `count` rows of `dim`.
+    """Load an index file that `check_hnsw_file` has accepted for `count` rows of `dim`.
 
     Raises:
         BackendError: hnswlib is not usable here, or refuses the file.
