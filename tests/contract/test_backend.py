@@ -97,9 +97,11 @@ def has_cuda() -> bool:
 
 
 @pytest.mark.skipif(has_cuda(), reason="this onnxruntime has CUDA: there is no missing provider to ask for")
-@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_a_missing_provider_is_an_error_that_lists_the_present_ones(tiny_bundle: Path, provider: str) -> None:
-    message = rf"'{provider}' is not in the installed onnxruntime.*has: cpu\..*patchcore-edge\[gpu\]"
+@pytest.mark.parametrize(("provider", "extras"), [("cuda", "gpu"), ("tensorrt", "gpu,tensorrt")])
+def test_a_missing_provider_is_an_error_that_lists_the_present_ones(
+    tiny_bundle: Path, provider: str, extras: str
+) -> None:
+    message = rf"'{provider}' is not in the installed onnxruntime.*has: cpu\..*patchcore-edge\[{extras}\]"
     with pytest.raises(BackendError, match=message):
         load(tiny_bundle, provider=provider)
 

@@ -140,9 +140,9 @@ def run(options: RunOptions) -> int:
         with stopped_by_signals(pipeline, supervisor, reloader) as stopped:
             supervisor.ready(f"running {', '.join(bundle.manifest.name for bundle in bundles)}")
             pipeline.run()
-    say_what_was_not_judged(options, lines)
     if (stopped() or closed.is_set()) and not live:
         raise KeyboardInterrupt  # not all of a batch was done
+    say_what_was_not_judged(options, lines)
     if receiver.counts["error"] or receiver.failed_sources:
         return EXIT_ERROR
     alarms = receiver.alarms if options.debounce else receiver.counts["anomalous"]
