@@ -102,7 +102,7 @@ class AnomalyDetector:
             provider: "auto" or a name of `pcrun.backends.session.PROVIDERS`.
             precision: "bf16" runs an fp32 bundle in bfloat16; None is the profile's, else the bundle's.
             threads: of the embedder and of the search; 0 is the profile's, else one per available core.
-            threshold, pixel_threshold: override the bundle's (L2); the second moves with the first unless given.
+            threshold, pixel_threshold: override the bundle's; the second moves with the first unless given.
             exactness: what equals brute force: "none", "image", "mask" or "full" (see `PatchCoreScorer`).
             search, ef: "auto" or a name of `pcrun.search.SEARCH_NAMES`; search width of the HNSW index.
             profile: use the device profile of `pcrun tune`, if any; what is given here goes before it.
