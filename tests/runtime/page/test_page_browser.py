@@ -81,7 +81,7 @@ def test_a_run_is_watched_and_its_threshold_changed(
         wait_for(lambda: page.text("verdict-word").lower() == "normal")
         wait_for(lambda: frames(path)[-1]["threshold"] == 1000)
         assert "threshold_changed" in events_in(path)
-        assert "threshold changed" in page.text("events")
+        wait_for(lambda: "threshold changed" in page.text("events"))
 
         # Back to the bundle's own, and a comma is a point.
         page.part("trial-bundle").click()
