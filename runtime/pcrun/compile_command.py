@@ -1,12 +1,11 @@
 """The job behind `pcrun compile`: a native engine for this machine, measured before it is written."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 
 from pcrun.bundle import Bundle
-from pcrun.cli_support import EXIT_OK
+from pcrun.cli_support import EXIT_OK, print_json
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
 from pcrun.engine_file import Engine, engine_facts, measured, write_engine
 from pcrun.files import make_folder
@@ -38,7 +37,7 @@ def compile_here(
         engine = measured_engine(Engine(output, data, facts), opened)
     header = write_engine(engine)
     if as_json:
-        print(json.dumps({"seconds": round(seconds, 1), **to_jsonable(engine.facts)}, indent=2))
+        print_json({"seconds": round(seconds, 1), **to_jsonable(engine.facts)})
     else:
         _print_engine(engine, header, seconds)
     return EXIT_OK

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pcrun.cli_support import print_json
 from pcrun.machine import RUNTIME_PACKAGES, cpu_model, gpu_model, versions
 from pcrun.session import PROVIDERS
 from pcrun.threads import available_cores
@@ -58,7 +59,7 @@ def doctor(bundle: Path | None, *, as_json: bool) -> int:
         if not as_json:
             print(_line(finding), flush=True)
     if as_json:
-        print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
+        print_json({"findings": [asdict(finding) for finding in findings]})
     return EXIT_PROBLEM if any(finding.state == PROBLEM for finding in findings) else 0
 
 

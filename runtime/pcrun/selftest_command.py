@@ -1,10 +1,9 @@
 """The job behind `pcrun selftest`."""
 
-import json
 from pathlib import Path
 
 from pcrun.bundle import Bundle
-from pcrun.cli_support import EXIT_OK
+from pcrun.cli_support import EXIT_OK, print_json
 from pcrun.detector import AnomalyDetector, missing_limit
 from pcrun.records import to_jsonable
 from pcrun.run import find_bundle, warnings_on_stderr
@@ -43,7 +42,7 @@ def selftest(
         facts = {"passed": report.passed, "provider": detector.provider, "precision": detector.precision}
         facts["search"] = detector.search
         facts["profile"] = detector.profile is not None
-        print(json.dumps({**facts, "digest": bundle.digest, **to_jsonable(report)}, indent=2))
+        print_json({**facts, "digest": bundle.digest, **to_jsonable(report)})
     else:
         _print_selftest(report, detector)
     return EXIT_OK if report.passed else EXIT_SELFTEST_FAILED

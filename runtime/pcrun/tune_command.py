@@ -1,10 +1,9 @@
 """The job behind `pcrun tune`: measure, store, and show what was measured."""
 
-import json
 from pathlib import Path
 
 from pcrun.bundle import Bundle
-from pcrun.cli_support import EXIT_OK
+from pcrun.cli_support import EXIT_OK, print_json
 from pcrun.image_io import read_image
 from pcrun.profile import DeviceProfile, RunSettings, Trial, make_profile_folder, save_profile
 from pcrun.records import to_jsonable
@@ -46,7 +45,7 @@ def tune_here(
     path = save_profile(profile)
     met = budget_ms is None or profile.p90_ms <= budget_ms
     if as_json:
-        print(json.dumps({"profile_path": str(path), "budget_met": met, **to_jsonable(profile)}, indent=2))
+        print_json({"profile_path": str(path), "budget_met": met, **to_jsonable(profile)})
     else:
         _print_choice(profile, path)
     if not met:

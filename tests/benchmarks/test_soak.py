@@ -44,7 +44,7 @@ def test_all_frames_are_accounted_for(tiny_bundle: Path, video: Path, tmp_path: 
         cli,
         "pcbench",
         ["soak", "--bundle", str(tiny_bundle), "--video", str(video), "--minutes", "0.05", "--fps", "60",
-         "--normal", "--name", "test", "-o", str(output)],
+         "--all-normal", "--name", "test", "-o", str(output)],
     )  # fmt: skip
     assert code == 0
     (result,) = load_results(output.parent)
