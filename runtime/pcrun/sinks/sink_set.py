@@ -94,16 +94,18 @@ class SinkSet(Receiver):
         Raises:
             SinkError: one of them lost something, and that is not allowed.
         """
-        problem = None
+        problems = []
         for sink in self._sinks:
             try:
                 sink.close()
             except SinkError as error:
-                problem = error
-                if not quiet:
-                    self._say(f"{sink.name}: {error}")
-        if problem is not None and self._strict and not quiet:
-            raise problem
+                problems.append(_named(error, sink))
+        if quiet or not problems:
+            return
+        if self._strict:
+            raise SinkError("; ".join(problems))
+        for problem in problems:
+            self._say(problem)
 
     def _hand(self, call: Callable[[Sink], None]) -> None:
         news: list[tuple[Sink, Event]] = []
@@ -113,12 +115,11 @@ class SinkSet(Receiver):
                 call(sink)
             except SinkError as error:
                 if self._strict:
-                    named = sink.name in str(error)
-                    raise error if named else SinkError(f"{sink.name}: {error}") from error
+                    raise SinkError(_named(error, sink)) from error
                 if number not in self._failing:
                     self._failing[number] = before
                     news.append((sink, Event("sink_failed", sink.name, {"reason": str(error)})))
-                    self._say(f"{sink.name}: {error}")
+                    self._say(_named(error, sink))
             else:
                 if number in self._failing:
                     lost = sink.lost - self._failing.pop(number)
@@ -137,3 +138,8 @@ class SinkSet(Receiver):
             except SinkError:
                 # Reported with the next record.
                 continue
+
+
+def _named(error: SinkError, sink: Sink) -> str:
+    """What went wrong, and with which sink."""
+    return str(error) if sink.name in str(error) else f"{sink.name}: {error}"
