@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import importlib
 import io
@@ -22,7 +23,7 @@ import pytest
 from pcrun.bundle import Bundle
 from tests.packaging.commands import PROGRAMS, command_tree, flags_of
 from tests.packaging.flag_runs import RUNS, STUDENT, TRACED, Run
-from tests.packaging.workplace import IMAGE_HW, Ran, run_program
+from tests.packaging.workplace import IMAGE_HW, Ran, one_thread, run_program
 
 TREE = command_tree()
 
@@ -65,20 +66,15 @@ def call(place: Path, server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) 
     np.save(place / "rows.npy", np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32))
     frames = io.BytesIO(bytes(2 * 3 * IMAGE_HW[0] * IMAGE_HW[1]))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(frames))
-    demo, parts = importlib.import_module("pcexport.demo"), importlib.import_module("pcexport.demo_parts")
-    few = {"train": 14, "test_good": 1, "test_per_defect": 1, "size_px": 128}
-    monkeypatch.setattr(demo, "generate_parts", lambda root: parts.generate_parts(root, **few))
 
     def run(wanted: Run) -> Ran:
-        if wanted.needs_torch:
-            pytest.importorskip("torch", reason="torch is not installed (extra: export)")
         if wanted.code == 2 and "strict" in wanted.arguments:
             broken = place / "parts" / "bottle" / "train" / "good" / "broken.png"
             broken.write_bytes(b"no image")
         program, *command = wanted.command.split()
-        return run_program(
-            program, [*command, *(word.format(server=server.address) for word in wanted.words)]
-        )
+        arguments = [word.format(server=server.address) for word in wanted.words]
+        with one_thread() if wanted.needs_torch else contextlib.nullcontext():
+            return run_program(program, [*command, *arguments])
 
     return run
 

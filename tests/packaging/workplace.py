@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from tests.conftest import BundleMaker
 from tests.data.make_tiny_bundle import smooth_image, with_defect
@@ -92,6 +93,18 @@ def run_program(program: str, arguments: list[str]) -> Ran:
     with same_process(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = importlib.import_module(f"{program}.cli").main(arguments)
     return Ran(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, or a skip without it: with more, it and onnxruntime fight for the cores."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (extra: export)")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
