@@ -70,8 +70,8 @@ import pathlib, sys
 
 import numpy as np
 
-from pcexport.projection import fit_projection
-from pcexport.store import ArrayRows
+from pcexport.memory_bank.projection import fit_projection
+from pcexport.memory_bank.store import ArrayRows
 
 work = pathlib.Path(sys.argv[1])
 rows = np.load(work / "bank-100pct.pcbundle" / "memory_bank.npy")

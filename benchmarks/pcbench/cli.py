@@ -18,11 +18,18 @@ from pcbench.options import (
     providers_option,
     result_option,
 )
-from pcbench.peers_command import peers
+from pcbench.peers.command import peers
 from pcrun._version import __version__
-from pcrun.cli_options import EXACTNESS_LEVELS
-from pcrun.cli_support import HELP_SETTINGS, debug_option, print_json, run_command
-from pcrun.shared_options import EXACTNESS_HELP, SEEDS, THREADS, json_option, output_option, threads_option
+from pcrun.commands.options import EXACTNESS_LEVELS
+from pcrun.commands.shared_options import (
+    EXACTNESS_HELP,
+    SEEDS,
+    THREADS,
+    json_option,
+    output_option,
+    threads_option,
+)
+from pcrun.commands.support import HELP_SETTINGS, debug_option, print_json, run_command
 
 _RESULTS = Path("benchmarks/results")
 

@@ -11,9 +11,9 @@ from pcbench.machine import machine_facts, versions
 from pcbench.results import save_result
 
 # What is measured is the exporter's own function, without a build around it.
-from pcexport.coreset import Coreset, select_coreset  # noqa: TID251
+from pcexport.memory_bank.coreset import Coreset, select_coreset  # noqa: TID251
 from pcrun.errors import PcError
-from pcrun.threads import available_cores
+from pcrun.machine.threads import available_cores
 from pcrun.types import FloatArray, Int64Array
 
 _CLUSTERS = 300

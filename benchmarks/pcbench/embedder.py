@@ -9,13 +9,13 @@ from pcbench.images import chosen_images
 from pcbench.machine import machine_facts, versions
 from pcbench.results import save_result
 from pcbench.timing import WARM_UP_NOTE, in_turns, summary
-from pcrun.bundle import Bundle
-from pcrun.embedder import Embedder
+from pcrun.backends.embedder import Embedder
+from pcrun.backends.session import open_embedder
+from pcrun.bundle.bundle import Bundle
 from pcrun.errors import BackendError, PcError
-from pcrun.image_io import read_image
+from pcrun.images.image_io import read_image
+from pcrun.machine.threads import available_cores
 from pcrun.preprocess import preprocess
-from pcrun.session import open_embedder
-from pcrun.threads import available_cores
 from pcrun.types import UInt8Array
 
 REFERENCE = "fp32"

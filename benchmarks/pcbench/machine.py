@@ -1,7 +1,7 @@
 """Facts about the machine and the software that a measurement must be read with."""
 
-from pcrun.machine import RUNTIME_PACKAGES, machine_facts
-from pcrun.machine import versions as installed
+from pcrun.machine.facts import RUNTIME_PACKAGES, machine_facts
+from pcrun.machine.facts import versions as installed
 
 __all__ = ["machine_facts", "versions"]
 

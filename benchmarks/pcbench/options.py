@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from pcrun.cli_options import PRECISION_NAMES, PROVIDER_NAMES
-from pcrun.shared_options import PROVIDER_HELP, output_option
+from pcrun.commands.options import PRECISION_NAMES, PROVIDER_NAMES
+from pcrun.commands.shared_options import PROVIDER_HELP, output_option
 
 PATHS = "files, folders, quoted globs, or @FILE with one path a line"
 PRECISIONS = click.Choice(("bundle", *PRECISION_NAMES))

@@ -7,7 +7,7 @@ from typing import Any
 from pcbench.latency.load import Measured, NotRun, cells_of
 from pcbench.peers.table import absent_titles, difference, ours_line
 from pcbench.results import load_results
-from pcrun.cli_options import EXACTNESS_LEVELS
+from pcrun.commands.options import EXACTNESS_LEVELS
 from pcrun.errors import PcError
 
 BEGIN = "<!-- figures: `pcbench readme` writes what stands between these two lines -->"

@@ -15,19 +15,19 @@ from pcbench.machine import machine_facts, versions
 from pcbench.peers.one_graph import open_one_graph
 from pcbench.results import save_result
 from pcbench.timing import WARM_UP_NOTE, in_turns, summary
-from pcrun.bundle import Bundle
+from pcrun.backends.session import OnnxEmbedder
+from pcrun.bundle.bundle import Bundle
 from pcrun.detector import AnomalyDetector, choose_thresholds, missing_limit
-from pcrun.engines import open_scorer
 from pcrun.errors import PcError
-from pcrun.image_io import read_image
+from pcrun.images.image_io import read_image
+from pcrun.machine.threads import available_cores
 from pcrun.preprocess import preprocess
-from pcrun.profile import RunSettings
-from pcrun.scoring import PatchCoreScorer
+from pcrun.scoring.open import open_scorer
+from pcrun.scoring.scorer import PatchCoreScorer
 from pcrun.search import EXACT_SEARCH_NAMES
 from pcrun.search.exact import ExactSearch
-from pcrun.session import OnnxEmbedder
-from pcrun.settings import possible_searches
-from pcrun.threads import available_cores
+from pcrun.tuning.profile import RunSettings
+from pcrun.tuning.settings import possible_searches
 from pcrun.types import FloatArray, UInt8Array
 
 _STARTS = 5

@@ -12,11 +12,11 @@ import numpy as np
 
 from pcbench.machine import machine_facts, versions
 from pcbench.results import save_result
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
 from pcrun.errors import SourceError
 from pcrun.percentiles import percentiles
-from pcrun.pipeline import Line, Pipeline, Receiver, Verdict
+from pcrun.pipeline.pipeline import Line, Pipeline, Receiver, Verdict
 from pcrun.sources import Event
 from pcrun.sources.live import LiveSource
 from pcrun.types import UInt8Array

@@ -5,36 +5,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pcexport.bank import MemoryBank, bank_size, choose_memory_bank, measure_bank_search, write_memory_bank
 from pcexport.bundle_writer import check_output, list_files, publish, staging_folder
-from pcexport.calibration import CalibrationPlan, plan_calibration
+from pcexport.calibration.false_alarm_rate import CalibrationPlan, plan_calibration
+from pcexport.calibration.thresholds import NormalScores, baseline_of, choose_thresholds, score_normals
 from pcexport.comparison import Reference, compare_precision, embed_reference, has_threshold
 from pcexport.config import BuildConfig
 from pcexport.datasets import Dataset, find_dataset
-from pcexport.embed import EmbeddedImages, embed_images
+from pcexport.datasets.reader import ImageReader
+from pcexport.datasets.samples import ImageSamples
 from pcexport.errors import BuildError
 from pcexport.estimate import announce_needs
 from pcexport.evaluate import TestScore, accuracy_of, score_test_images
 from pcexport.golden import choose_samples, write_samples
-from pcexport.images import ImageReader
-from pcexport.network import TracedNetwork, open_embedder, trace_network
-from pcexport.precision import (
+from pcexport.graph.network import TracedNetwork, open_embedder, trace_network
+from pcexport.graph.precision import (
     REFERENCE,
     changes_embeddings,
     deployed_network,
     measure_latency,
     require_precision,
 )
+from pcexport.memory_bank.bank import (
+    MemoryBank,
+    bank_size,
+    choose_memory_bank,
+    measure_bank_search,
+    write_memory_bank,
+)
+from pcexport.memory_bank.embed import EmbeddedImages, embed_images
 from pcexport.progress import Steps
-from pcexport.report import write_report
-from pcexport.samples import ImageSamples
-from pcexport.thresholds import NormalScores, baseline_of, choose_thresholds, score_normals
+from pcexport.report.write import write_report
 from pcexport.tuning import tune_here
 from pcexport.versions import TRACING, installed_versions
-from pcrun.bundle import Bundle
-from pcrun.detector import NO_THRESHOLD, AnomalyDetector, missing_limit
-from pcrun.embedder import Embedder
-from pcrun.manifest import (
+from pcrun.backends.embedder import Embedder
+from pcrun.backends.session import resolve_provider
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import (
     EMBEDDER_NAME,
     REPORT_NAME,
     Manifest,
@@ -44,12 +50,12 @@ from pcrun.manifest import (
     SourceSpec,
     write_manifest,
 )
+from pcrun.detector import NO_THRESHOLD, AnomalyDetector, missing_limit
+from pcrun.machine.threads import available_cores
 from pcrun.preprocess import PreprocessSpec
-from pcrun.profile import DeviceProfile
 from pcrun.records import to_jsonable
 from pcrun.selftest import run_selftest
-from pcrun.session import resolve_provider
-from pcrun.threads import available_cores
+from pcrun.tuning.profile import DeviceProfile
 
 _LATENCY_IMAGES = 8
 

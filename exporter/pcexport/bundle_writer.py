@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from pcexport.errors import BuildError
-from pcrun.bundle import Bundle, file_entry
-from pcrun.cli_support import undisturbed
-from pcrun.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, FileEntry, Manifest
+from pcrun.bundle.bundle import Bundle, file_entry
+from pcrun.bundle.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, FileEntry, Manifest
+from pcrun.commands.support import undisturbed
 from pcrun.types import AnyArray
 
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: equal bundles give equal zips

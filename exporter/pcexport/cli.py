@@ -19,15 +19,14 @@ from pcexport.config import (
 from pcexport.datasets import LAYOUTS
 from pcexport.distill import STUDENT_NAMES
 from pcrun._version import __version__
-from pcrun.cli_options import (
+from pcrun.commands.options import (
     device_options,
     exactness_option,
     profile_option,
     provider_option,
     threshold_options,
 )
-from pcrun.cli_support import HELP_SETTINGS, debug_option, print_json, run_command
-from pcrun.shared_options import (
+from pcrun.commands.shared_options import (
     FALSE_ALARM_RATE_HELP,
     LAYOUT_HELP,
     SEEDS,
@@ -36,6 +35,7 @@ from pcrun.shared_options import (
     json_option,
     output_option,
 )
+from pcrun.commands.support import HELP_SETTINGS, debug_option, print_json, run_command
 
 
 @click.group(context_settings=HELP_SETTINGS)
@@ -185,8 +185,8 @@ def calibrate(bundle: Path, normals: str, output: Path | None, as_json: bool, **
     The bundle must not have seen them. They are scored as on the device. The new bundle is the old one but
     for its thresholds; the old ones are kept in its history.
     """
+    from pcexport.calibration.recalibrate import CalibrateOptions, calibrate_bundle
     from pcexport.progress import Steps
-    from pcexport.recalibrate import CalibrateOptions, calibrate_bundle
     from pcexport.summary import print_calibration
 
     steps = Steps()
@@ -209,7 +209,7 @@ def calibrate(bundle: Path, normals: str, output: Path | None, as_json: bool, **
 def inspect(bundle: Path, as_json: bool) -> int:
     """Verify BUNDLE and show what it is."""
     from pcexport.summary import print_bundle
-    from pcrun.bundle import Bundle
+    from pcrun.bundle.bundle import Bundle
     from pcrun.records import to_jsonable
 
     opened = Bundle.load(bundle)
@@ -327,7 +327,7 @@ def demo(output: Path | None) -> int:
 
     The backbone is the shipped student edge-s: neither torch nor a download is needed.
     """
-    from pcexport.demo import run_demo
+    from pcexport.demo.command import run_demo
 
     return run_demo(output or Path("demo"))
 

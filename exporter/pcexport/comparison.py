@@ -7,25 +7,25 @@ from pathlib import Path
 
 import numpy as np
 
-from pcexport.bank import neighbour_lists
-from pcexport.calibration import CalibrationPlan, choose_threshold
+from pcexport.calibration.false_alarm_rate import CalibrationPlan, choose_threshold
+from pcexport.calibration.thresholds import NormalScores
 from pcexport.config import BuildConfig
 from pcexport.datasets import ImageRef
-from pcexport.embed import EmbeddedImages, embed_images
+from pcexport.datasets.samples import ImageSamples
 from pcexport.errors import BuildError
 from pcexport.evaluate import image_auroc
-from pcexport.network import TracedNetwork
-from pcexport.precision import REFERENCE
+from pcexport.graph.network import TracedNetwork
+from pcexport.graph.precision import REFERENCE
+from pcexport.memory_bank.bank import neighbour_lists
+from pcexport.memory_bank.embed import EmbeddedImages, embed_images
 from pcexport.progress import Steps
-from pcexport.samples import ImageSamples
-from pcexport.thresholds import NormalScores
+from pcrun.backends.embedder import Embedder
+from pcrun.bundle.manifest import Manifest, PrecisionSpec, ThresholdSpec
 from pcrun.detector import NO_THRESHOLD
-from pcrun.embedder import Embedder
-from pcrun.engines import map_geometry, open_bank_scorer
-from pcrun.manifest import Manifest, PrecisionSpec, ThresholdSpec
-from pcrun.scoring import PatchCoreScorer
+from pcrun.machine.threads import available_cores
+from pcrun.scoring.open import map_geometry, open_bank_scorer
+from pcrun.scoring.scorer import PatchCoreScorer
 from pcrun.search import SearchBasis
-from pcrun.threads import available_cores
 from pcrun.types import FloatArray, Int64Array
 
 _TINY = 1e-12

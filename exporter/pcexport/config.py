@@ -11,9 +11,9 @@ from typing import Any
 from pcexport.backbones.registry import is_student_file
 from pcexport.datasets import LAYOUTS
 from pcexport.errors import BuildError
-from pcrun.cli_options import PROVIDER_NAMES
+from pcrun.commands.options import PROVIDER_NAMES
+from pcrun.commands.shared_options import FALSE_ALARM_RATE_HELP, LAYOUT_HELP, PROVIDER_HELP, STRICT_HELP
 from pcrun.records import RecordError, from_mapping, nearest_name, to_jsonable
-from pcrun.shared_options import FALSE_ALARM_RATE_HELP, LAYOUT_HELP, PROVIDER_HELP, STRICT_HELP
 
 DEFAULT_RECIPE = "default"
 _SIZE = re.compile(r"^(\d+)(?:x(\d+))?$")

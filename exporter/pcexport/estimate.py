@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 
 from pcexport.config import BuildConfig
-from pcexport.coreset import coreset_memory_bytes, coreset_size
 from pcexport.errors import BuildError
-from pcexport.network import TracedNetwork
-from pcexport.precision import changes_embeddings
+from pcexport.graph.network import TracedNetwork
+from pcexport.graph.precision import changes_embeddings
+from pcexport.memory_bank.coreset import coreset_memory_bytes, coreset_size
 from pcexport.progress import Steps
-from pcrun.threads import available_cores
+from pcrun.machine.threads import available_cores
 
 # Resident memory besides memory bank and coreset, measured: onnxruntime, with and without torch.
 _BASE_MEMORY_BYTES = {True: 1_150_000_000, False: 350_000_000}

@@ -6,10 +6,10 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 
 from pcexport.datasets import TestImage
-from pcexport.images import ImageReader
+from pcexport.datasets.reader import ImageReader
 from pcexport.progress import Step
+from pcrun.bundle.manifest import AccuracySpec
 from pcrun.detector import AnomalyDetector
-from pcrun.manifest import AccuracySpec
 from pcrun.types import BoolArray
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from pcexport.datasets import Dataset, ImageRef
-from pcexport.images import ImageReader
-from pcrun.bundle import GoldenSample, GoldenSamples
+from pcexport.datasets.reader import ImageReader
+from pcrun.bundle.bundle import GoldenSample, GoldenSamples
+from pcrun.bundle.manifest import SAMPLES_NAME
 from pcrun.detector import AnomalyDetector
 from pcrun.errors import SourceError
-from pcrun.image_io import encode_png
-from pcrun.manifest import SAMPLES_NAME
+from pcrun.images.image_io import encode_png
 from pcrun.records import to_jsonable
 
 T = TypeVar("T")

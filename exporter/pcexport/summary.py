@@ -8,8 +8,8 @@ from rich.table import Table
 
 from pcexport.backbones.registry import list_backbones, student_files
 from pcexport.datasets import LAYOUTS
-from pcrun.bundle import Bundle
-from pcrun.manifest import (
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import (
     AccuracySpec,
     EmbeddingSpec,
     Manifest,
@@ -21,7 +21,7 @@ from pcrun.manifest import (
 
 if TYPE_CHECKING:
     from pcexport.build import BuildSummary
-    from pcexport.recalibrate import CalibrateSummary
+    from pcexport.calibration.recalibrate import CalibrateSummary
 
 
 def print_summary(summary: "BuildSummary") -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pcexport.config import BuildConfig
 from pcexport.progress import Steps
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
 from pcrun.errors import PcError
-from pcrun.profile import DeviceProfile, save_profile
-from pcrun.tune import golden_content, tune
+from pcrun.tuning.profile import DeviceProfile, save_profile
+from pcrun.tuning.tune import golden_content, tune
 
 # Per trial; `pcrun tune` takes more.
 _IMAGES = 16

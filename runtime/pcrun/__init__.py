@@ -11,7 +11,7 @@ from pcrun._version import __version__
 from pcrun.errors import BackendError, BundleError, PcError, SinkError, SourceError
 
 if TYPE_CHECKING:
-    from pcrun.bundle import Bundle
+    from pcrun.bundle.bundle import Bundle
     from pcrun.detector import AnomalyDetector
     from pcrun.result import AnomalyResult
 
@@ -31,7 +31,7 @@ __all__ = [
 _LAZY = {
     "AnomalyDetector": "pcrun.detector",
     "AnomalyResult": "pcrun.result",
-    "Bundle": "pcrun.bundle",
+    "Bundle": "pcrun.bundle.bundle",
 }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pcrun._version import __version__
-from pcrun.cli_options import (
+from pcrun.commands.options import (
     ENGINE_PRECISIONS,
     IMAGES_OPTION,
     SCENARIOS,
@@ -28,11 +28,11 @@ from pcrun.cli_options import (
     verdict_options,
     view_options,
 )
-from pcrun.cli_support import HELP_SETTINGS, debug_option, run_command, spread_values
-from pcrun.shared_options import json_option, output_option
+from pcrun.commands.shared_options import json_option, output_option
+from pcrun.commands.support import HELP_SETTINGS, debug_option, run_command, spread_values
 
 if TYPE_CHECKING:
-    from pcrun.run import RunOptions
+    from pcrun.commands.run import RunOptions
 
 _SOURCES = ("images", "video", "camera", "watch", "stdin_frames", "sources")
 
@@ -83,7 +83,7 @@ def cli(ctx: click.Context, /, **options: Any) -> int | None:
         )
     _refuse_contradictions(**{name: options[name] for name in ("search", "ef", "exactness")})
     _refuse_lost_rotation(ctx, options)
-    from pcrun.run import run
+    from pcrun.commands.run import run
 
     return run(_run_options(options))
 
@@ -135,7 +135,7 @@ def selftest(ctx: click.Context, /, **options: Any) -> int:
 
     Exit codes: 0 all agree, 1 at least one differs, 2 an error.
     """
-    from pcrun.selftest_command import selftest as replay
+    from pcrun.commands.selftest import selftest as replay
 
     return replay(options.pop("bundle") or _bundle_before(ctx), **options)
 
@@ -152,7 +152,7 @@ def doctor(ctx: click.Context, /, **options: Any) -> int:
 
     Exit codes: 0 no problem, 1 at least one, 2 an error.
     """
-    from pcrun.doctor import doctor as examine_here
+    from pcrun.commands.doctor import doctor as examine_here
 
     return examine_here(options["bundle"] or _bundle_before(ctx), as_json=options["as_json"])
 
@@ -172,7 +172,7 @@ def warmup(ctx: click.Context, /, **options: Any) -> int:
     With `--provider tensorrt` they are kept beside the bundle, and later starts take them from there.
     """
     _refuse_contradictions(search=options["search"], ef=options["ef"], exactness="mask")
-    from pcrun.warmup_command import warm_up_here
+    from pcrun.commands.warmup import warm_up_here
 
     return warm_up_here(options.pop("bundle") or _bundle_before(ctx), **options)
 
@@ -195,7 +195,7 @@ def compile_engine(ctx: click.Context, /, **options: Any) -> int:
 
     It runs with `--engine FILE`, on the GPU and the TensorRT that built it alone. A changed verdict stops it.
     """
-    from pcrun.compile_command import compile_here
+    from pcrun.commands.compile import compile_here
 
     return compile_here(options.pop("bundle") or _bundle_before(ctx), **options)
 
@@ -224,7 +224,7 @@ def tune(ctx: click.Context, /, **options: Any) -> int:
 
     Exit codes: 0 done, 1 the fastest misses --budget-ms, 2 an error.
     """
-    from pcrun.tune_command import tune_here
+    from pcrun.commands.tune import tune_here
 
     options["bundle"] = options["bundle"] or _bundle_before(ctx)
     return tune_here(**options)
@@ -302,7 +302,7 @@ def bench(ctx: click.Context, /, **options: Any) -> int:
     if options["images"] and options["video"]:
         raise click.UsageError("Give --images or --video, not both.")
     _refuse_contradictions(**{name: options[name] for name in ("search", "ef", "exactness")})
-    from pcrun.bench_command import bench_here
+    from pcrun.commands.bench import bench_here
 
     return bench_here(options.pop("bundle") or _bundle_before(ctx), **options)
 
@@ -316,7 +316,7 @@ def _bundle_before(ctx: click.Context) -> Any:
 
 
 def _run_options(options: dict[str, Any]) -> "RunOptions":
-    from pcrun.run import DetectorOptions, RunOptions, SinkOptions
+    from pcrun.commands.run import DetectorOptions, RunOptions, SinkOptions
     from pcrun.sources.view import Roi
 
     def part(cls: Any) -> Any:

@@ -8,24 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-from pcrun.bundle import Bundle
-from pcrun.device_session import DeviceEmbedder
-from pcrun.embedded import EmbeddedImage, embed_prepared, first_of
-from pcrun.embedder import CopyingEmbedder, CopyTimes, Embedder
-from pcrun.engine_file import Engine, load_engine
-from pcrun.engines import open_scorer
+from pcrun.backends.device_session import DeviceEmbedder
+from pcrun.backends.embedder import CopyingEmbedder, CopyTimes, Embedder
+from pcrun.backends.engine_file import Engine, load_engine
+from pcrun.backends.session import open_embedder
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import Manifest, ThresholdSpec
 from pcrun.errors import BundleError
-from pcrun.heatmap import components
-from pcrun.image_io import as_bgr
-from pcrun.manifest import Manifest, ThresholdSpec
+from pcrun.images.image_io import as_bgr
 from pcrun.preprocess import preprocess
-from pcrun.profile import DeviceProfile, RunSettings
-from pcrun.regions import found_regions
 from pcrun.result import AnomalyResult, StageTimings
-from pcrun.scoring import DEFAULT_EXACTNESS, ImageScores, PatchCoreScorer, ScoreSummary
+from pcrun.scoring.embedded import EmbeddedImage, embed_prepared, first_of
+from pcrun.scoring.heatmap import components
+from pcrun.scoring.open import open_scorer
+from pcrun.scoring.regions import found_regions
+from pcrun.scoring.scorer import DEFAULT_EXACTNESS, ImageScores, PatchCoreScorer, ScoreSummary
 from pcrun.selftest import ArithmeticChange, check_changed_arithmetic
-from pcrun.session import open_embedder
-from pcrun.settings import choose_settings
+from pcrun.tuning.profile import DeviceProfile, RunSettings
+from pcrun.tuning.settings import choose_settings
 from pcrun.types import AnyArray
 
 # Above every score: a detector with it calls nothing anomalous.
@@ -99,7 +99,7 @@ class AnomalyDetector:
 
         Args:
             bundle: path of a .pcbundle directory or zip, or a `Bundle` loaded before.
-            provider: "auto" or a name of `pcrun.session.PROVIDERS`.
+            provider: "auto" or a name of `pcrun.backends.session.PROVIDERS`.
             precision: "bf16" runs an fp32 bundle in bfloat16; None is the profile's, else the bundle's.
             threads: of the embedder and of the search; 0 is the profile's, else one per available core.
             threshold, pixel_threshold: override the bundle's, in L2 units; the second moves in proportion to
@@ -337,7 +337,7 @@ class AnomalyDetector:
 
 def _open_embedder(bundle: Bundle, settings: RunSettings, engine: Engine | None) -> Embedder:
     if engine is not None:
-        from pcrun.tensorrt_session import TensorRtEmbedder
+        from pcrun.backends.tensorrt_session import TensorRtEmbedder
 
         return TensorRtEmbedder(engine, bundle.manifest.embedding)
     return open_embedder(

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pcrun.bundle import Bundle, GoldenSample, GoldenSamples
+from pcrun.bundle.bundle import Bundle, GoldenSample, GoldenSamples
 from pcrun.errors import BackendError, BundleError, SourceError
-from pcrun.image_io import decode_image
+from pcrun.images.image_io import decode_image
 from pcrun.types import UInt8Array
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import pytest
 
 from pcbench.cli import main
 from pcbench.readme import BEGIN, END
-from pcrun.bundle import Bundle
-from pcrun.image_io import encode_png
-from pcrun.manifest import AccuracySpec, Manifest, write_manifest
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import AccuracySpec, Manifest, write_manifest
+from pcrun.images.image_io import encode_png
 
 
 @pytest.fixture

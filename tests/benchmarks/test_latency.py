@@ -11,7 +11,7 @@ from pcbench.cli import main
 from pcbench.latency import sweep as sweep_module
 from pcbench.latency.cell import Axes, Settings, plan
 from pcbench.latency.sweep import Progress, run_worker
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
 from pcrun.errors import BundleError
 from tests.contract.damage import edit_manifest
 

@@ -11,8 +11,8 @@ import pytest
 from pcbench.cli import main
 from pcbench.readme import BEGIN, END, render
 from pcbench.results import one_line_numbers
-from pcexport.demo_parts import generate_parts
-from pcrun.image_io import encode_png
+from pcexport.demo.parts import generate_parts
+from pcrun.images.image_io import encode_png
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,7 +100,7 @@ def test_search_refuses_an_engine_that_gives_another_score(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pcrun import scoring
+    from pcrun.scoring import scorer as scoring
 
     monkeypatch.setattr(scoring, "certify_maximum", lambda patches, verifier, **options: None)
     monkeypatch.setattr(

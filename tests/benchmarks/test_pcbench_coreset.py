@@ -11,7 +11,7 @@ import pytest
 from pcbench import coreset
 from pcbench.cli import main
 from pcbench.coreset import PlainGreedy, random_rows
-from pcexport.coreset import Coreset, select_coreset
+from pcexport.memory_bank.coreset import Coreset, select_coreset
 
 
 def measured(output: Path, *flags: str) -> dict:

@@ -14,15 +14,15 @@ import pytest
 from pcbench.cli import main
 from pcbench.peers import contenders, measure
 from pcbench.peers.checks import Results, differences, require_equal
+from pcbench.peers.command import PEER_NAMES
 from pcbench.peers.contenders import BANK_FILE, CONTENDERS, FULL, OURS, PEERS, Absent, Request
 from pcbench.peers.process import ContenderProcess
-from pcbench.peers_command import PEER_NAMES
 from pcbench.readme import render
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import MANIFEST_NAME
 from pcrun.detector import AnomalyDetector
 from pcrun.errors import PcError
-from pcrun.image_io import encode_png, read_image
-from pcrun.manifest import MANIFEST_NAME
+from pcrun.images.image_io import encode_png, read_image
 from tests.contract.damage import edit_manifest
 from tests.data.make_tiny_bundle import smooth_image, with_defect
 

@@ -16,7 +16,7 @@ from pcbench.report.inputs import read_inputs
 from pcbench.report.plots import all_plots, pareto
 from pcbench.report.tables import milliseconds, section_of
 from pcexport.cli import main as evaluate
-from pcrun.image_io import encode_png
+from pcrun.images.image_io import encode_png
 from tests.browser import chromium, complaints
 from tests.data.make_tiny_bundle import smooth_image
 

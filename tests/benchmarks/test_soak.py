@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.runtime.test_sources import write_video
 
 from pcbench.cli import cli
 from pcbench.results import load_results
 from pcbench.soak import LoopedVideo
-from pcrun.cli_support import run_command
+from pcrun.commands.support import run_command
 from pcrun.sources import Frame
 from pcrun.sources.live import LiveSource
-from tests.runtime.test_sources import write_video
 
 
 @pytest.fixture

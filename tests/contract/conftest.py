@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
 from pcrun.cli import main
 from pcrun.errors import BundleError
 from tests.conftest import BundleMaker

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, settings
 
-from pcrun.bundle import Bundle, file_entry
-from pcrun.errors import BundleError
-from pcrun.manifest import (
+from pcrun.bundle.bundle import Bundle, file_entry
+from pcrun.bundle.manifest import (
     EMBEDDER_NAME,
     INDEX_NAME,
     MANIFEST_DIGEST_NAME,
@@ -29,6 +28,7 @@ from pcrun.manifest import (
     SEARCH_BASIS_NAME,
     manifest_digest_line,
 )
+from pcrun.errors import BundleError
 
 Change = Callable[[bytes], bytes]
 Edit = Callable[[dict[str, Any]], None]

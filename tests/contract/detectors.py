@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pcrun import AnomalyDetector, Bundle
-from pcrun.session import OnnxEmbedder
+from pcrun.backends.session import OnnxEmbedder
 
 
 def load(path: Path | Bundle, **arguments: Any) -> AnomalyDetector:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pcrun import AnomalyDetector, BackendError, BundleError
+from pcrun.bundle.manifest import EMBEDDER_NAME
 from pcrun.cli import main
-from pcrun.manifest import EMBEDDER_NAME
 from tests.contract.damage import forge
 from tests.contract.detectors import load, random_images
 
@@ -115,7 +115,7 @@ def test_auto_says_what_it_chose(tiny_bundle: Path) -> None:
 
 def test_two_onnxruntime_packages_are_an_error(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = ("onnxruntime", "onnxruntime-gpu")
-    monkeypatch.setattr("pcrun.session._is_installed", lambda name: name in both)
+    monkeypatch.setattr("pcrun.backends.session._is_installed", lambda name: name in both)
     with pytest.raises(BackendError, match="pip uninstall -y onnxruntime onnxruntime-gpu") as caught:
         load(tiny_bundle)
     assert_both_pip_lines(caught.value)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import INDEX_NAME, SEARCH_BASIS_NAME
 from pcrun.detector import AnomalyDetector
-from pcrun.manifest import INDEX_NAME, SEARCH_BASIS_NAME
 from tests.conftest import BundleMaker
 from tests.contract.damage import (
     NO_DEADLINE,

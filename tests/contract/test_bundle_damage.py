@@ -15,17 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcrun.bundle import Bundle
-from pcrun.cli import main
-from pcrun.detector import AnomalyDetector
-from pcrun.errors import BundleError
-from pcrun.manifest import (
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import (
     EMBEDDER_NAME,
     MANIFEST_DIGEST_NAME,
     MANIFEST_NAME,
     MEMORY_BANK_NAME,
     REPORT_NAME,
 )
+from pcrun.cli import main
+from pcrun.detector import AnomalyDetector
+from pcrun.errors import BundleError
 from tests.conftest import BundleMaker
 from tests.contract.damage import (
     DAMAGES,

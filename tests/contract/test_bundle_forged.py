@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import EMBEDDER_NAME, INDEX_NAME, MEMORY_BANK_NAME, NEIGHBOURS_NAME
 from pcrun.detector import AnomalyDetector
-from pcrun.manifest import EMBEDDER_NAME, INDEX_NAME, MEMORY_BANK_NAME, NEIGHBOURS_NAME
 from tests.conftest import BundleMaker
 from tests.contract.damage import (
     DAMAGES,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcrun.bundle import Bundle
-from pcrun.manifest import (
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import (
     EMBEDDER_NAME,
     INDEX_NAME,
     MANIFEST_DIGEST_NAME,

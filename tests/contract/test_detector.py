@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pcrun import AnomalyResult, Bundle, BundleError
+from pcrun.bundle.manifest import EMBEDDER_NAME, INDEX_NAME, MEMORY_BANK_NAME, ThresholdSpec
 from pcrun.detector import choose_thresholds
-from pcrun.image_io import decode_image
-from pcrun.manifest import EMBEDDER_NAME, INDEX_NAME, MEMORY_BANK_NAME, ThresholdSpec
+from pcrun.images.image_io import decode_image
 from pcrun.result import Region
 from pcrun.sinks.record import result_record
 from pcrun.sources import Frame

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from pcrun import AnomalyDetector, AnomalyResult, BackendError, Bundle, BundleError
-from pcrun.certify import ExactVerifier
-from pcrun.engines import map_geometry
-from pcrun.scoring import PatchCoreScorer
+from pcrun.backends.session import OnnxEmbedder
+from pcrun.scoring.certify import ExactVerifier
+from pcrun.scoring.open import map_geometry
+from pcrun.scoring.scorer import PatchCoreScorer
 from pcrun.search import EXACT_SEARCH_NAMES, SEARCH_NAMES
 from pcrun.search.exact import ExactSearch
 from pcrun.search.hnsw import HnswSearch
-from pcrun.session import OnnxEmbedder
 from tests.conftest import BundleMaker
 from tests.contract.detectors import embed, load, random_images
 
@@ -289,7 +289,7 @@ def test_rows_too_long_for_8_bits_are_verified_by_exact_search(
     made_bundle: BundleMaker, monkeypatch: pytest.MonkeyPatch, search: str
 ) -> None:
     expected = load(made_bundle(), exactness="full")
-    monkeypatch.setattr("pcrun.engines.quantised_problem", lambda rows: "too long")
+    monkeypatch.setattr("pcrun.scoring.open.quantised_problem", lambda rows: "too long")
     if search == "quantised":
         with pytest.raises(BackendError, match=r"too long\. Choose another --search"):
             load(made_bundle(), search=search)

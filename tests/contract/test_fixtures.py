@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pcrun import Bundle
-from pcrun.manifest import MANIFEST_NAME, SEARCH_BASIS_NAME
+from pcrun.bundle.manifest import MANIFEST_NAME, SEARCH_BASIS_NAME
 from pcrun.search import SEARCH_NAMES
 from pcrun.selftest import run_selftest
 from tests.contract.damage import FULL, files_of

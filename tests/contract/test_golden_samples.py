@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from pcrun.bundle.manifest import EMBEDDER_NAME, MEMORY_BANK_NAME, SAMPLES_NAME
 from pcrun.cli import main
 from pcrun.detector import NO_THRESHOLD
 from pcrun.errors import BundleError
-from pcrun.manifest import EMBEDDER_NAME, MEMORY_BANK_NAME, SAMPLES_NAME
 from pcrun.selftest import run_selftest
 from tests.conftest import BundleMaker
 from tests.contract.damage import ADVICE, DAMAGES, edit_manifest, forge, without

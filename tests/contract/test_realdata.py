@@ -20,9 +20,9 @@ from pcexport.cli import main as pcexport
 from pcexport.datasets import find_dataset
 from pcrun import AnomalyDetector, Bundle
 from pcrun.cli import main as pcrun
-from pcrun.drift import DriftWatch
+from pcrun.pipeline.drift import DriftWatch
 from pcrun.preprocess import map_on_original
-from tests.exporter.test_calibration import promise_kept
+from tests.exporter.calibration.test_calibration import promise_kept
 
 pytestmark = pytest.mark.realdata
 

@@ -18,11 +18,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pcrun.bundle import GoldenSample, GoldenSamples, file_entry
-from pcrun.detector import NO_THRESHOLD, AnomalyDetector
-from pcrun.engines import map_geometry
-from pcrun.image_io import encode_png
-from pcrun.manifest import (
+from pcrun.backends.session import OnnxEmbedder
+from pcrun.bundle.bundle import GoldenSample, GoldenSamples, file_entry
+from pcrun.bundle.manifest import (
     EMBEDDER_NAME,
     INDEX_NAME,
     MANIFEST_DIGEST_NAME,
@@ -48,11 +46,13 @@ from pcrun.manifest import (
     ThresholdSpec,
     write_manifest,
 )
+from pcrun.detector import NO_THRESHOLD, AnomalyDetector
+from pcrun.images.image_io import encode_png
 from pcrun.preprocess import PreprocessSpec
 from pcrun.records import to_jsonable
-from pcrun.scoring import PatchCoreScorer
+from pcrun.scoring.open import map_geometry
+from pcrun.scoring.scorer import PatchCoreScorer
 from pcrun.search.exact import ExactSearch
-from pcrun.session import OnnxEmbedder
 
 SCHEMA1_FIXTURE = Path(__file__).with_name("tiny_schema1.pcbundle")
 SCHEMA2_FIXTURE = Path(__file__).with_name("tiny_schema2.pcbundle")

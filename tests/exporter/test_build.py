@@ -23,14 +23,14 @@ pytest.importorskip("torch", reason="torch is not installed (extra: export)")
 import torch
 
 from pcexport import build as build_module
-from pcexport import network as network_module
 from pcexport.bundle_writer import publish, staging_folder
 from pcexport.cli import main
-from pcexport.demo_parts import generate_parts
-from pcrun.bundle import Bundle
+from pcexport.demo.parts import generate_parts
+from pcexport.graph import network as network_module
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import SCHEMA_VERSION
 from pcrun.cli import main as pcrun
 from pcrun.detector import AnomalyDetector
-from pcrun.manifest import SCHEMA_VERSION
 
 NORMALS, TEST_GOOD = 14, 2
 QUICK = ("--weights", "untrained", "--image-size", "64", "--parity-images", "1")
@@ -436,7 +436,7 @@ def test_embeddings_that_are_not_finite_stop_the_build(build, monkeypatch: pytes
 _INTERRUPTED = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts children that ignore it
-import pcexport.embed as embed
+import pcexport.memory_bank.embed as embed
 real = embed.preprocess
 def slow(*args):
     print("PREPARING", file=sys.stderr, flush=True)
@@ -477,7 +477,7 @@ def test_holdout_keeps_images_out_of_the_bank_and_scores_them_with_the_bundle(bu
 
 
 def test_the_holdout_threshold_is_the_largest_score_of_the_held_out_images(build, parts: Path) -> None:
-    from pcexport.calibration import plan_calibration
+    from pcexport.calibration.false_alarm_rate import plan_calibration
     from pcexport.config import BuildConfig
 
     built = build("--calibration", "holdout", "--holdout-fraction", "0.3")
@@ -537,8 +537,8 @@ def test_a_random_coreset_is_recorded_and_differs_from_the_greedy_one(plain: Pat
 
 
 def test_bank_rows_are_unprojected_embeddings_of_the_normal_images(plain: Path, parts: Path) -> None:
+    from pcrun.backends.session import OnnxEmbedder
     from pcrun.preprocess import preprocess
-    from pcrun.session import OnnxEmbedder
 
     bundle = Bundle.load(plain)
     embedder = OnnxEmbedder(bundle.embedder, bundle.manifest.embedding)
@@ -561,8 +561,8 @@ def brute_force_eq7(bundle: Bundle, embeddings: np.ndarray, b: int) -> float:
 
 
 def test_reweighted_scores_equal_brute_force_eq_7(build, parts: Path) -> None:
+    from pcrun.backends.session import OnnxEmbedder
     from pcrun.preprocess import preprocess
-    from pcrun.session import OnnxEmbedder
 
     built = build("--image-score", "reweighted", "--neighbours", "5", "--coreset-size", "60")
     bundle = Bundle.load(built.path)

@@ -232,7 +232,7 @@ def test_every_key_is_a_flag_with_its_help_and_default() -> None:
 
 
 def test_the_help_states_when_calibration_changes_its_method() -> None:
-    from pcexport.calibration import HOLDOUT_MIN_IMAGES
+    from pcexport.calibration.false_alarm_rate import HOLDOUT_MIN_IMAGES
 
     text = next(f for f in dataclasses.fields(BuildConfig) if f.name == "calibration").metadata["help"]
     assert f"kfold below {HOLDOUT_MIN_IMAGES} images" in text

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from pcexport import build as build_module
-from pcexport import demo as demo_module
 from pcexport.backbones import registry
 from pcexport.cli import main
-from pcexport.demo_parts import generate_parts
+from pcexport.demo import command as demo_module
+from pcexport.demo.parts import generate_parts
 from pcexport.versions import TRACING
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
 from pcrun.cli import main as pcrun
 from tests.exporter.student_graphs import DEEP, SHALLOW, write_student
 

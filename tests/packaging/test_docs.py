@@ -20,10 +20,10 @@ import pytest
 
 from pcbench.readme import BEGIN, END
 from pcrun._version import __version__
-from pcrun.bundle import GoldenSample, GoldenSamples
+from pcrun.bundle.bundle import GoldenSample, GoldenSamples
+from pcrun.bundle.manifest import SCHEMA_VERSION, Manifest, parse_manifest
 from pcrun.detector import AnomalyDetector
 from pcrun.errors import BundleError
-from pcrun.manifest import SCHEMA_VERSION, Manifest, parse_manifest
 from pcrun.sinks.record import event_record, result_record
 from pcrun.sinks.text import Csv
 from pcrun.sources import Event, Frame
@@ -380,7 +380,7 @@ def test_backbones_page_has_exactly_the_facts_and_types_of_a_student_file() -> N
 
 
 def test_backbones_page_names_every_key_that_a_student_file_decides(tmp_path: Path) -> None:
-    network = importlib.import_module("pcexport.network")
+    network = importlib.import_module("pcexport.graph.network")
     config = importlib.import_module("pcexport.config").BuildConfig()
     read_student = importlib.import_module("pcexport.backbones.student_file").read_student
     write_student(tmp_path / "a.onnx")

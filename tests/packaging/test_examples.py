@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from pcrun.detector import AnomalyDetector
-from pcrun.drift import DriftWatch
+from pcrun.pipeline.drift import DriftWatch
 from pcrun.sinks.record import event_record, result_record
 from pcrun.sources import Frame
 from tests.contract.damage import edit_manifest

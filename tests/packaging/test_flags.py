@@ -20,7 +20,7 @@ import click
 import numpy as np
 import pytest
 
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
 from tests.packaging.commands import PROGRAMS, command_tree, flags_of
 from tests.packaging.flag_runs import RUNS, STUDENT, TRACED, Run
 from tests.packaging.workplace import IMAGE_HW, Ran, one_thread, run_program

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from pcrun.certify import Verifier
-from pcrun.manifest import LARGEST_COMPONENT
+from pcrun.bundle.manifest import LARGEST_COMPONENT
+from pcrun.scoring.certify import Verifier
 from pcrun.search.exact import euclidean
 
 FLOAT32 = float(np.finfo(np.float32).eps)

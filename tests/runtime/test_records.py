@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcrun.errors import BundleError
-from pcrun.manifest import (
+from pcrun.bundle.manifest import (
     CoresetSpec,
     EmbeddingSpec,
     FileEntry,
@@ -27,6 +26,7 @@ from pcrun.manifest import (
     manifest_to_json,
     parse_manifest,
 )
+from pcrun.errors import BundleError
 from pcrun.preprocess import PreprocessSpec
 from pcrun.records import RecordError, from_mapping, nearest_name, to_jsonable
 

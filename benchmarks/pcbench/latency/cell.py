@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pcrun.bench.content import Content, file_content, golden_contents
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
 from pcrun.errors import BundleError
 
 _Value = TypeVar("_Value", str, int)

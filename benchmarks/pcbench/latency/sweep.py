@@ -16,7 +16,7 @@ from typing import Any
 from pcbench.latency.cell import Axes, Cell, content_sha256, contents_of, plan, request_of
 from pcbench.machine import machine_facts, versions
 from pcbench.results import RESULTS_VERSION, save_result
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
 from pcrun.errors import PcError
 from pcrun.files import make_folder
 

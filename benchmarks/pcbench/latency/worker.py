@@ -12,7 +12,7 @@ from typing import Any
 from pcbench.latency.cell import STORED_PRECISION, Settings, contents_of
 from pcrun.bench.measure import Job, measure
 from pcrun.bench.scenarios import Limits
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
 from pcrun.detector import AnomalyDetector, missing_limit
 from pcrun.errors import BundleError, PcError
 

@@ -20,7 +20,7 @@ from pcbench.peers.contenders import (
     openvino_options,
     openvino_precision,
 )
-from pcrun.manifest import Manifest
+from pcrun.bundle.manifest import Manifest
 from pcrun.types import UInt8Array
 
 _README = "benchmarks/peers/README.md"
@@ -77,7 +77,7 @@ def open_onnx(request: Request) -> Opened:
 
 def open_openvino(request: Request) -> Opened:
     """The exported model in its OpenVINOInferencer."""
-    from pcrun.openvino_session import import_openvino
+    from pcrun.backends.openvino_session import import_openvino
 
     # First, so that the part of openvino that reports home is not imported.
     import_openvino()

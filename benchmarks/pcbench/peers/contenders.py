@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from pcrun.detector import AnomalyDetector, missing_limit
 from pcrun.errors import BackendError, BundleError, PcError
-from pcrun.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from pcrun.preprocess import preprocess
 from pcrun.types import FloatArray, UInt8Array
 
@@ -186,7 +186,7 @@ def onnxruntime_session(path: Path, threads: int) -> Any:
     Raises:
         Absent: onnxruntime is not installed.
     """
-    from pcrun.session import import_onnxruntime
+    from pcrun.backends.session import import_onnxruntime
 
     try:
         onnxruntime = import_onnxruntime()
@@ -200,7 +200,7 @@ def onnxruntime_session(path: Path, threads: int) -> Any:
 
 def _open_openvino(request: Request) -> Opened:
     from pcbench.peers.one_graph import ANOMALY_MAP, IMAGE_SCORE
-    from pcrun.openvino_session import import_openvino
+    from pcrun.backends.openvino_session import import_openvino
 
     try:
         openvino = import_openvino()

@@ -20,11 +20,11 @@ from pcbench.peers.process import ContenderProcess, prepare
 from pcbench.results import save_result
 from pcbench.timing import BLOCK_ITEMS, WARM_UP_ITEMS, WARM_UP_NOTE, summary
 from pcrun.bench import conditions
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import MANIFEST_NAME, manifest_to_json
 from pcrun.errors import PcError
-from pcrun.machine import versions as installed
-from pcrun.manifest import MANIFEST_NAME, manifest_to_json
-from pcrun.threads import available_cores
+from pcrun.machine.facts import versions as installed
+from pcrun.machine.threads import available_cores
 
 Say = Callable[[str], None]
 # Threads of the process before may still spin.

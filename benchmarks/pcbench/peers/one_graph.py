@@ -12,12 +12,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pcrun.bundle import Bundle
-from pcrun.engines import map_geometry
+from pcrun.backends.session import open_graph
+from pcrun.bundle.bundle import Bundle
 from pcrun.errors import PcError
-from pcrun.heatmap import MapGeometry, gaussian_radius
-from pcrun.onnx_write import MAX_MODEL_BYTES
-from pcrun.session import open_graph
+from pcrun.scoring.heatmap import MapGeometry, gaussian_radius
+from pcrun.scoring.open import map_geometry
+from pcrun.search.onnx_write import MAX_MODEL_BYTES
 from pcrun.types import AnyArray, FloatArray, Int64Array, UInt8Array
 
 DISTANCES, IMAGE_SCORE, ANOMALY_MAP = "distances", "image_score", "anomaly_map"
@@ -134,7 +134,7 @@ def _append_search(graph: _Graph, bundle: Bundle) -> None:
 
 
 def _append_reweighting(graph: _Graph, neighbours: AnyArray) -> None:
-    """From distances to `IMAGE_SCORE` by Eq. 7, see `pcrun.scoring.reweighted_score`."""
+    """From distances to `IMAGE_SCORE` by Eq. 7, see `pcrun.scoring.scorer.reweighted_score`."""
     ids = graph.constant("neighbours", neighbours.astype(np.int64))
     first = graph.constant("first", np.array([0], np.int64))
     half = graph.constant("minus_half", np.array(-0.5, np.float32))

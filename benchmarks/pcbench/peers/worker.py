@@ -18,7 +18,7 @@ import numpy as np
 from pcbench.peers.contenders import CONTENDERS, Absent, Opened, Request
 from pcrun.bench.conditions import peak_resident_mb
 from pcrun.errors import PcError
-from pcrun.image_io import read_image
+from pcrun.images.image_io import read_image
 from pcrun.types import UInt8Array
 
 

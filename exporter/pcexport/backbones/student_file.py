@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from pcexport.backbones.image_size import check_image_multiple
 from pcexport.backbones.student_facts import METADATA_KEY, StudentFacts, parse_facts
 from pcexport.errors import BuildError
-from pcexport.graph import INPUT_NAME, OUTPUT_NAME, finished, in_backbone, replace_initializers
+from pcexport.graph.rewrite import INPUT_NAME, OUTPUT_NAME, finished, in_backbone, replace_initializers
+from pcrun.bundle.onnx_file import OnnxFacts, inspect_onnx
 from pcrun.errors import BundleError
-from pcrun.onnx_file import OnnxFacts, inspect_onnx
 from pcrun.records import RecordError
 
 

@@ -22,7 +22,7 @@ from pcexport.datasets.mvtec_loco import MvtecLoco
 from pcexport.datasets.types import Dataset, ImageRef, Layout, TestImage, Tile
 from pcexport.datasets.visa import Visa
 from pcexport.errors import BuildError
-from pcrun.suffixes import IMAGE_SUFFIXES
+from pcrun.images.suffixes import IMAGE_SUFFIXES
 
 __all__ = ["LAYOUTS", "Dataset", "ImageRef", "Layout", "TestImage", "Tile", "find_dataset"]
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pcexport.datasets.types import ImageRef
 from pcexport.errors import BuildError
-from pcrun.suffixes import IMAGE_SUFFIXES
+from pcrun.images.suffixes import IMAGE_SUFFIXES
 
 T = TypeVar("T")
 H = TypeVar("H", bound=Hashable)

@@ -16,7 +16,7 @@ from pcexport.datasets.files import (
 )
 from pcexport.datasets.types import Dataset, ImageRef, TestImage
 from pcexport.errors import BuildError
-from pcrun.suffixes import VIDEO_SUFFIXES
+from pcrun.images.suffixes import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     from pcrun.types import BoolArray
@@ -82,7 +82,7 @@ def _folder_clips(place: Path) -> list[_Clip]:
 
 def _video_clips(place: Path) -> list[_Clip]:
     # OpenCV: not needed to list the layouts.
-    from pcexport.videos import count_frames
+    from pcexport.datasets.videos import count_frames
 
     if not place.is_dir():
         return []

@@ -7,7 +7,7 @@ import numpy as np
 from pcexport.datasets.types import MARKED_ABOVE, ImageRef, TestImage
 from pcexport.errors import BuildError
 from pcrun.errors import SourceError
-from pcrun.image_io import read_image
+from pcrun.images.image_io import read_image
 from pcrun.types import AnyArray, BoolArray, UInt8Array
 
 

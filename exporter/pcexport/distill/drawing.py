@@ -9,7 +9,7 @@ import numpy as np
 
 from pcexport.distill.own_images import OwnImages
 from pcexport.distill.pictures import make_picture
-from pcrun.threads import available_cores
+from pcrun.machine.threads import available_cores
 from pcrun.types import UInt8Array
 
 _CHUNK = 16

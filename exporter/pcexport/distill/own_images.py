@@ -10,7 +10,7 @@ import numpy as np
 from pcexport.datasets import find_dataset
 from pcexport.errors import BuildError
 from pcrun.errors import SourceError
-from pcrun.image_io import decode_image
+from pcrun.images.image_io import decode_image
 from pcrun.types import UInt8Array
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from pcexport.distill.details import add_details
 from pcexport.distill.shapes import shape
 from pcexport.distill.surfaces import Rng, coordinates, surface, white
-from pcrun.image_io import decode_image
+from pcrun.images.image_io import decode_image
 from pcrun.types import FloatArray, UInt8Array
 
 # Changes whenever the pictures do: a student names it, and a cache of other pictures is not taken for these.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pcexport.backbones.student_facts import CheckValues, StudentFacts, check_picture
 from pcexport.backbones.student_file import write_facts
 from pcexport.distill.student import ConvUnit, ResidualBlock, Student, aggregate
-from pcexport.graph import BACKBONE, INPUT_NAME, OUTPUT_NAME
+from pcexport.graph.rewrite import BACKBONE, INPUT_NAME, OUTPUT_NAME
 from pcrun.types import AnyArray
 
 OPSET = 18

@@ -9,7 +9,7 @@ from matplotlib.patches import Ellipse
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from pcexport.evaluation.metrics import Samples
-from pcexport.report_chart import INK, LINE, MUTED, NORMAL, themed
+from pcexport.report.chart import INK, LINE, MUTED, NORMAL, themed
 
 _SIZE_PX = 430
 _DOT = 0.022  # of an axis

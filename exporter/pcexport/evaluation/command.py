@@ -10,7 +10,7 @@ from pcexport.evaluation.outputs import print_evaluation, write_outputs
 from pcexport.evaluation.report import write_comparison_report, write_evaluation_report
 from pcexport.evaluation.run import Evaluation, EvaluationOptions, evaluate_bundle, to_json
 from pcexport.progress import Steps
-from pcrun.cli_support import print_json
+from pcrun.commands.support import print_json
 from pcrun.files import make_folder, write_file
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from pcexport.evaluation.metrics import Metric
 from pcexport.evaluation.run import Evaluation, to_json
 from pcexport.evaluation.scored import ScoredImage
-from pcexport.report_format import format_l2
+from pcexport.report.format import format_l2
 from pcrun.files import write_file
 
 CSV_FIELDS = (

@@ -15,7 +15,7 @@ from pcexport.evaluation.metrics import Metric, Samples, interval_of
 from pcexport.evaluation.outputs import IMAGE_METRICS, PIXEL_METRICS
 from pcexport.evaluation.run import Evaluation
 from pcexport.evaluation.run import to_json as evaluation_json
-from pcexport.report_format import format_l2
+from pcexport.report.format import format_l2
 
 # What bundles are compared by.
 _COMPARED = (("image", "auroc"), ("image", "recall"), ("image", "false_positive_rate"), ("pixel", "auroc"),

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from pcexport.datasets.reader import ImageReader
 from pcexport.evaluation.scored import ScoredImage, mask_of
-from pcexport.images import ImageReader
-from pcexport.report_page import jpeg_address
+from pcexport.report.page import jpeg_address
 from pcrun.detector import AnomalyDetector
-from pcrun.overlay import draw_small_overlay, map_on_frame, shrunk
+from pcrun.images.overlay import draw_small_overlay, map_on_frame, shrunk
 from pcrun.result import AnomalyResult
 from pcrun.sources.view import FrameView
 from pcrun.types import UInt8Array

@@ -8,8 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pcexport.calibration import shortage_warning
+from pcexport.calibration.false_alarm_rate import shortage_warning
 from pcexport.datasets import Dataset
+from pcexport.datasets.reader import ImageReader
 from pcexport.evaluation.charts import draw_precision_recall, draw_roc
 from pcexport.evaluation.metrics import Samples
 from pcexport.evaluation.outputs import IMAGE_METRICS, PIXEL_METRICS, described, name_of
@@ -17,10 +18,9 @@ from pcexport.evaluation.paired import EXPLANATION, Difference, table_rows
 from pcexport.evaluation.pictures import Painter, Pictures
 from pcexport.evaluation.run import Evaluation
 from pcexport.evaluation.scored import ScoredImage
-from pcexport.images import ImageReader
 from pcexport.progress import Steps
-from pcexport.report_chart import ScoreGroup, draw_scores
-from pcexport.report_page import page_environment
+from pcexport.report.chart import ScoreGroup, draw_scores
+from pcexport.report.page import page_environment
 from pcrun.detector import AnomalyDetector
 from pcrun.files import write_file
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pcexport.datasets import Dataset, TestImage, find_dataset
+from pcexport.datasets.reader import ImageReader
 from pcexport.evaluation.metrics import Metrics, evaluate
 from pcexport.evaluation.scored import ScoredImage, score_images
-from pcexport.images import ImageReader
 from pcexport.progress import Steps
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
+from pcrun.bundle.manifest import Manifest
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
-from pcrun.machine import machine_facts, versions
-from pcrun.manifest import Manifest
+from pcrun.machine.facts import machine_facts, versions
 from pcrun.percentiles import percentiles
 from pcrun.records import to_jsonable
 

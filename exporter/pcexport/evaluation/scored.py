@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pcexport.calibration.seen import SeenImages
 from pcexport.datasets import ImageRef, TestImage
 from pcexport.datasets.masks import load_mask
+from pcexport.datasets.reader import ImageReader
 from pcexport.errors import BuildError
 from pcexport.evaluation.pixels import PixelCounts, count_pixels
-from pcexport.images import ImageReader
 from pcexport.progress import Step
-from pcexport.seen import SeenImages
 from pcrun.detector import AnomalyDetector
 from pcrun.preprocess import map_on_original
 from pcrun.result import AnomalyResult

@@ -8,8 +8,8 @@ from typing import Any
 from pcrun.bench.content import Item
 from pcrun.bench.scenarios import endless
 from pcrun.detector import AnomalyDetector
-from pcrun.image_io import decode_image
-from pcrun.pipeline import Line, Pipeline, Receiver, Verdict
+from pcrun.images.image_io import decode_image
+from pcrun.pipeline.pipeline import Line, Pipeline, Receiver, Verdict
 from pcrun.sources.live import LiveSource
 from pcrun.types import UInt8Array
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import cv2
 
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
 from pcrun.errors import SourceError
-from pcrun.image_io import decode_image
+from pcrun.images.image_io import decode_image
 from pcrun.sources.files import expand_images
 from pcrun.types import UInt8Array
 

@@ -13,8 +13,8 @@ from pcrun.bench.scenarios import MULTI_STREAM_IMAGES, SERVER_PERCENTILE, Limits
 from pcrun.bench.stages import StagedDetector
 from pcrun.bench.statistics import UNSTABLE, Summary, drift, queries_needed, summarise, upper_bound
 from pcrun.detector import AnomalyDetector
-from pcrun.machine import machine_facts, versions
-from pcrun.threads import available_cores
+from pcrun.machine.facts import machine_facts, versions
+from pcrun.machine.threads import available_cores
 
 BENCH_VERSION = 1
 WARM_UP_IMAGES = 20

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pcrun.bench.content import Item
 from pcrun.detector import AnomalyDetector
-from pcrun.image_io import decode_image
+from pcrun.images.image_io import decode_image
 from pcrun.types import UInt8Array
 
 STAGES = ("decode", "preprocess", "embed", "search", "verify", "map", "other")

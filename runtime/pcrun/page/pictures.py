@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pcrun.errors import SinkError
-from pcrun.image_io import encode_jpeg
-from pcrun.overlay import draw_small_overlay, shrunk
+from pcrun.images.image_io import encode_jpeg
+from pcrun.images.overlay import draw_small_overlay, shrunk
 from pcrun.page.state import LineState
 from pcrun.types import UInt8Array
 
 if TYPE_CHECKING:
-    from pcrun.pipeline import Verdict
+    from pcrun.pipeline.pipeline import Verdict
 
 _FRAME_PX = 960
 _GALLERY_PX = 360

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pcrun.errors import BackendError, SinkError
 from pcrun.page.pictures import GalleryPainter
 from pcrun.page.state import LineState
-from pcrun.thresholds import ThresholdChanges
+from pcrun.pipeline.thresholds import ThresholdChanges
 
 if TYPE_CHECKING:
-    from pcrun.pipeline import Line, Verdict
+    from pcrun.pipeline.pipeline import Line, Verdict
 
 TOKEN_VARIABLE = "PCRUN_TOKEN"
 _SHORTEST_TOKEN = 16

@@ -13,7 +13,7 @@ from pcrun.percentiles import percentiles
 from pcrun.sinks.record import VERDICT_ANOMALOUS, VERDICTS
 
 if TYPE_CHECKING:
-    from pcrun.pipeline import Line, Verdict
+    from pcrun.pipeline.pipeline import Line, Verdict
 
 # Frames whose scores and latencies are kept, per line.
 HISTORY_FRAMES = 1000

@@ -1,8 +1,8 @@
 """Nearest-neighbour search in the memory bank, behind one small interface.
 
 Every engine gives, for each patch, a memory-bank entry and the true Euclidean distance to it. An engine can
-miss the nearest entry, so a distance may be too large; it is never too small. `pcrun.certify` builds the
-certificate of the verdict on that one-sidedness, whatever the engine.
+miss the nearest entry, so a distance may be too large; it is never too small. `pcrun.scoring.certify` builds
+the certificate of the verdict on that one-sidedness, whatever the engine.
 """
 
 import functools

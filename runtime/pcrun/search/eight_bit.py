@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from pcrun.backends.session import import_onnxruntime, open_graph
 from pcrun.errors import BackendError
-from pcrun.onnx_write import Node, Tensor, onnx_model
+from pcrun.machine.threads import even_parts
+from pcrun.search.onnx_write import Node, Tensor, onnx_model
 from pcrun.search.views import View
-from pcrun.session import import_onnxruntime, open_graph
-from pcrun.threads import even_parts
 from pcrun.types import AnyArray, FloatArray, Int64Array
 
 _LARGEST_DIGIT = 127

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from pcrun.threads import SharedWork, blas_threads, even_parts
+from pcrun.machine.threads import SharedWork, blas_threads, even_parts
 from pcrun.types import FloatArray, Int64Array
 
 # Rows of the bank per matrix product: bounds the product of 784 patches to about 12 MiB.

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from pcrun.device_session import CUDA_DEVICE, DeviceEmbeddings
-from pcrun.embedder import first_line, not_finite
+from pcrun.backends.device_session import CUDA_DEVICE, DeviceEmbeddings
+from pcrun.backends.embedder import first_line, not_finite
+from pcrun.backends.session import open_graph
 from pcrun.errors import BackendError
-from pcrun.onnx_write import Node, Tensor, onnx_model
 from pcrun.search.exact import half_squared_norms
-from pcrun.session import open_graph
+from pcrun.search.onnx_write import Node, Tensor, onnx_model
 from pcrun.types import AnyArray, FloatArray, Int64Array
 
 # Rows per matrix product: 784 patches make 51 MB of it.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pcrun.errors import BackendError
+from pcrun.machine.threads import SharedWork, blas_threads, even_parts
 from pcrun.search.exact import euclidean
-from pcrun.threads import SharedWork, blas_threads, even_parts
 from pcrun.types import FloatArray, Int64Array
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def hnswlib_problem() -> str | None:
 
 
 def load_hnsw_index(path: Path, *, count: int, dim: int) -> "hnswlib.Index":
-    """Load an index file that `pcrun.hnsw_file.check_hnsw_file` has accepted for `count` rows of `dim`.
+    """Load an index file that `check_hnsw_file` of `pcrun.bundle` has accepted for `count` rows of `dim`.
 
     Raises:
         BackendError: hnswlib is not usable here, or refuses the file.

@@ -5,10 +5,10 @@ from functools import partial
 
 import numpy as np
 
+from pcrun.machine.threads import SharedWork, blas_threads, even_parts
 from pcrun.search.eight_bit import Products, QuantisedRows, lengths_of, open_products, query_bits
 from pcrun.search.exact import euclidean
 from pcrun.search.views import Centred, Projected
-from pcrun.threads import SharedWork, blas_threads, even_parts
 from pcrun.types import FloatArray, Int64Array
 
 # Per product: 8192 rows of 64 bytes stay in the second-level cache, the int32 sums of 98 patches take 3 MB.

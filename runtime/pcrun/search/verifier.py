@@ -16,10 +16,10 @@ from functools import partial
 
 import numpy as np
 
+from pcrun.machine.threads import SharedWork, blas_threads
 from pcrun.search.eight_bit import Products, QuantisedRows, lengths_of, open_products, query_bits
 from pcrun.search.exact import ExactSearch, euclidean, nearer_of
 from pcrun.search.views import Centred, ProjectedWithRest, View
-from pcrun.threads import SharedWork, blas_threads
 from pcrun.types import AnyArray, FloatArray, Int32Array, Int64Array
 
 # Numbers of patches for which buffers are bound: a product of more than are asked for costs as much.

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from pcrun.pipeline import Verdict
+    from pcrun.pipeline.pipeline import Verdict
 
 
 class Sink(Protocol):

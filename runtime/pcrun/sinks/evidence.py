@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from pcrun.errors import SinkError
 from pcrun.files import make_folder, write_file
-from pcrun.image_io import encode_jpeg, encode_png
+from pcrun.images.image_io import encode_jpeg, encode_png
 from pcrun.sinks.background import BackgroundSink
 from pcrun.sinks.pictures import overlay_of
 from pcrun.sinks.record import VERDICT_ANOMALOUS, utc_time
 
 if TYPE_CHECKING:
-    from pcrun.pipeline import Verdict
+    from pcrun.pipeline.pipeline import Verdict
 
 _QUEUE = 16
 _OVERLAY_QUALITY = 90

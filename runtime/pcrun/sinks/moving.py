@@ -10,11 +10,11 @@ import cv2
 
 from pcrun.errors import BackendError, SinkError
 from pcrun.files import make_folder
-from pcrun.overlay import shrunk
+from pcrun.images.overlay import shrunk
 from pcrun.sinks.pictures import overlay_of
 
 if TYPE_CHECKING:
-    from pcrun.pipeline import Verdict
+    from pcrun.pipeline.pipeline import Verdict
 
 _CODEC = "mp4v"
 _WINDOW = "pcrun"

@@ -10,7 +10,7 @@ from pcrun.errors import BackendError, SinkError
 from pcrun.sources.urls import expanded, redacted
 
 if TYPE_CHECKING:
-    from pcrun.pipeline import Verdict
+    from pcrun.pipeline.pipeline import Verdict
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _CAPACITY = 10_000

@@ -10,9 +10,9 @@ from pcrun.sinks.pictures import PictureSink
 from pcrun.sinks.text import FileSink, StreamSink, make_formatter
 
 if TYPE_CHECKING:
-    from pcrun.pipeline import Line
-    from pcrun.run import SinkOptions
-    from pcrun.thresholds import ThresholdChanges
+    from pcrun.commands.run import SinkOptions
+    from pcrun.pipeline.pipeline import Line
+    from pcrun.pipeline.thresholds import ThresholdChanges
 
 
 def open_sinks(

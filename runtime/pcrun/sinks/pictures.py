@@ -9,15 +9,15 @@ import numpy as np
 
 from pcrun.errors import SinkError
 from pcrun.files import make_folder, write_file
-from pcrun.image_io import encode_png
-from pcrun.overlay import draw_overlay, map_as_uint16, map_on_frame
+from pcrun.images.image_io import encode_png
+from pcrun.images.overlay import draw_overlay, map_as_uint16, map_on_frame
+from pcrun.images.suffixes import IMAGE_SUFFIXES
 from pcrun.result import AnomalyResult
 from pcrun.sources import Frame
-from pcrun.suffixes import IMAGE_SUFFIXES
 from pcrun.types import UInt8Array
 
 if TYPE_CHECKING:
-    from pcrun.pipeline import Verdict
+    from pcrun.pipeline.pipeline import Verdict
 
 MAP_FORMATS = ("npy", "png")
 # A 16-bit map reaches full scale at this multiple of the pixel threshold.

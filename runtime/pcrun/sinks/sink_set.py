@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from pcrun.errors import SinkError
-from pcrun.pipeline import Receiver, Verdict
+from pcrun.pipeline.pipeline import Receiver, Verdict
 from pcrun.sinks import Sink
 from pcrun.sinks.record import VERDICTS, event_record, result_record
 from pcrun.sinks.text import described

@@ -14,7 +14,7 @@ from pcrun.errors import SinkError
 from pcrun.sinks.record import VERDICT_ANOMALOUS, VERDICT_ERROR
 
 if TYPE_CHECKING:
-    from pcrun.pipeline import Verdict
+    from pcrun.pipeline.pipeline import Verdict
 
 FORMATS = ("jsonl", "csv", "table")
 _STAGES = ("decode_ms", "preprocess_ms", "embed_ms", "search_ms", "verify_ms", "map_ms", "total_ms")

@@ -12,7 +12,7 @@ from pcrun.sinks.record import VERDICT_NORMAL
 from pcrun.sources.urls import expanded, redacted
 
 if TYPE_CHECKING:
-    from pcrun.pipeline import Verdict
+    from pcrun.pipeline.pipeline import Verdict
 
 CAPACITY = 1000
 # What a server says about itself, not about the request.

@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 
 from pcrun.errors import SourceError
-from pcrun.image_io import read_image
+from pcrun.images.image_io import read_image
+from pcrun.images.suffixes import IMAGE_SUFFIXES
 from pcrun.sources import Frame
 from pcrun.sources.opencv import as_colour
-from pcrun.suffixes import IMAGE_SUFFIXES
 
 _GLOB_CHARACTERS = frozenset("*?[")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pcrun.errors import SourceError
+from pcrun.images.suffixes import VIDEO_SUFFIXES
 from pcrun.sources import Source
 from pcrun.sources.files import ImageFiles, VideoFile
 from pcrun.sources.live import LiveSource
@@ -14,7 +15,6 @@ from pcrun.sources.opencv import CameraDevice, Device, GstreamerDevice, StreamDe
 from pcrun.sources.stdin import RawFrames
 from pcrun.sources.urls import is_url
 from pcrun.sources.watch import WatchedFolder
-from pcrun.suffixes import VIDEO_SUFFIXES
 
 _SIZE = re.compile(r"(\d+)x(\d+)")
 

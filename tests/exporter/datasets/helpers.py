@@ -9,7 +9,7 @@ import numpy as np
 
 from pcexport.datasets import Dataset, ImageRef, TestImage, find_dataset
 from pcexport.datasets.masks import load_mask
-from pcexport.images import ImageReader
+from pcexport.datasets.reader import ImageReader
 from pcrun.types import BoolArray, UInt8Array
 
 HW = (12, 16)

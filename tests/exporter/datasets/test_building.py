@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="torch is not installed (extra: export)")
 
 from pcexport.cli import main
 from pcexport.datasets import LAYOUTS
-from pcrun.bundle import Bundle
+from pcrun.bundle.bundle import Bundle
 from tests.exporter.datasets.helpers import write_mask, write_npy
 
 QUICK = (

@@ -13,8 +13,8 @@ from pcexport.distill.own_images import OwnImages
 from pcexport.distill.pictures import make_picture
 from pcexport.distill.student import aggregate
 from pcexport.distill.targets import Targets, channel_statistics, normalised, prepare_targets
-from pcexport.embedding import PatchEmbedder
 from pcexport.errors import BuildError
+from pcexport.graph.embedding import PatchEmbedder
 from pcexport.progress import Steps
 from tests.exporter.distill.students import FACTS, SIZE, tiny_teacher
 

@@ -20,7 +20,7 @@ from pcrun.detector import AnomalyDetector
 from tests.browser import chromium, complaints
 from tests.conftest import BundleMaker
 from tests.data.make_tiny_bundle import DEFECT_XYWH, smooth_image, with_defect
-from tests.exporter.test_report import _Page
+from tests.exporter.report.test_report import _Page
 
 Eval = Callable[..., tuple[int, str, str]]
 

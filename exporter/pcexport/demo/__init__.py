@@ -1,0 +1,1 @@
+"""`pcexport demo`: part images, a bundle and verdicts, from nothing."""

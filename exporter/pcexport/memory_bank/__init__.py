@@ -1,0 +1,1 @@
+"""From patch embeddings to the memory bank: coreset, index, neighbour lists."""

@@ -1,0 +1,1 @@
+"""What runs `embedder.onnx`: onnxruntime, OpenVINO, native TensorRT engines, behind one interface."""

@@ -1,0 +1,1 @@
+"""This machine: its processor, threads and GPU, and the software on it."""
