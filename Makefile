@@ -26,7 +26,7 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.installed  ## Install .[build,cpu] (no torch), build a bundle from made-up images, run it; writes demo/
-	$(BIN)/pcexport demo --out demo
+	$(BIN)/pcexport demo -o demo
 
 test: $(VENV)/.installed-dev  ## Install everything and run the tests; PYTEST_ARGS="-k coreset -x" is passed on
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -2,15 +2,34 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from pcbench.console import say
+from pcbench.options import (
+    PATHS,
+    PRECISIONS,
+    axis_option,
+    bundle_option,
+    bundles_option,
+    defective_option,
+    max_images_option,
+    name_option,
+    providers_option,
+    result_option,
+)
 from pcbench.peers.command import peers
 from pcrun._version import __version__
-from pcrun.commands import options as cli_options
-from pcrun.commands.support import HELP_SETTINGS, debug_option, run_command
+from pcrun.commands.options import EXACTNESS_LEVELS
+from pcrun.commands.shared_options import (
+    EXACTNESS_HELP,
+    SEEDS,
+    THREADS,
+    json_option,
+    output_option,
+    threads_option,
+)
+from pcrun.commands.support import HELP_SETTINGS, debug_option, print_json, run_command
 
 _RESULTS = Path("benchmarks/results")
 
@@ -25,11 +44,15 @@ def cli() -> None:
 cli.add_command(peers)
 
 
-@cli.command(context_settings={**HELP_SETTINGS, "ignore_unknown_options": True})
+@cli.command(
+    context_settings={**HELP_SETTINGS, "ignore_unknown_options": True},
+    short_help="Time a whole `pcexport build`.",
+)
 @click.argument("data")
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
-@click.option("--name", required=True, help="Title in reports.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result file (JSON).")
+@name_option
+@result_option
+@debug_option
 def build(data: str, flags: tuple[str, ...], name: str, output: Path) -> int:
     """Time a whole `pcexport build DATA`; FLAGS after `--` are passed on to it."""
     from pcbench.build import measure_build
@@ -39,29 +62,26 @@ def build(data: str, flags: tuple[str, ...], name: str, output: Path) -> int:
     return 0
 
 
-@cli.command(context_settings=HELP_SETTINGS)
-@click.option(
-    "--bundle",
-    "bundles",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Bundle to measure; repeatable, for banks of several sizes.",
-)
+@cli.command(context_settings=HELP_SETTINGS, short_help="Measure certified search beside brute force.")
+@bundles_option("for memory banks of several sizes")
 @click.option(
     "--normal",
     required=True,
     multiple=True,
     metavar="PATH",
-    help="Normal images: files, folders, globs, or @FILE with one path a line; repeatable.",
+    help=f"Normal images: {PATHS}; repeatable.",
 )
+@defective_option
+@max_images_option(75, "of each kind")
 @click.option(
-    "--defective", multiple=True, metavar="PATH", help="Defective images, likewise; reported apart."
+    "--cold-start/--no-cold-start",
+    default=True,
+    show_default=True,
+    help="Measure from the start of a process to its first verdict, too.",
 )
-@click.option("--max-images", type=click.IntRange(6), default=75, show_default=True, help="Of each kind.")
-@click.option("--cold-start/--no-cold-start", default=True, show_default=True, help="Start processes too.")
-@click.option("--name", required=True, help="Title in reports.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result file (JSON).")
+@name_option
+@result_option
+@debug_option
 def search(
     bundles: tuple[Path, ...],
     normal: tuple[str, ...],
@@ -71,7 +91,7 @@ def search(
     name: str,
     output: Path,
 ) -> int:
-    """Certified search beside brute force: alone, end to end, and from a cold start."""
+    """Measure certified search beside brute force: alone, end to end, and from a cold start."""
     from pcbench.search import measure_search, table
 
     contents = {"normal": list(normal)} | ({"defective": list(defective)} if defective else {})
@@ -82,28 +102,15 @@ def search(
     return 0
 
 
-@cli.command(context_settings=HELP_SETTINGS)
-@click.option(
-    "--bundle",
-    "bundles",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Bundle to measure; repeatable. The first is the fp32 one that the others are compared with.",
-)
+@cli.command(context_settings=HELP_SETTINGS, short_help="Measure the embedder by precision and provider.")
+@bundles_option("the first is the fp32 one that the others are compared with")
 @click.argument("images", nargs=-1, required=True)
-@click.option(
-    "--provider",
-    "providers",
-    multiple=True,
-    default=("cpu",),
-    show_default=True,
-    help="As in pcrun; repeatable.",
-)
-@click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 is one per available core.")
-@click.option("--max-images", type=click.IntRange(6), default=200, show_default=True, help="Images used.")
-@click.option("--name", required=True, help="Title in reports.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result file (JSON).")
+@providers_option
+@threads_option()
+@max_images_option(200)
+@name_option
+@result_option
+@debug_option
 def embedder(
     bundles: tuple[Path, ...],
     images: tuple[str, ...],
@@ -113,7 +120,7 @@ def embedder(
     name: str,
     output: Path,
 ) -> int:
-    """Milliseconds of the embedder on IMAGES, by precision and provider, in turns."""
+    """Measure the embedder on IMAGES in milliseconds, by precision and provider, in turns."""
     from pcbench.embedder import measure_embedders, table
 
     result = measure_embedders(
@@ -129,23 +136,42 @@ def embedder(
     return 0
 
 
-@cli.command(context_settings=HELP_SETTINGS)
-@click.option("--embeddings", type=click.Path(path_type=Path), help="Rows to choose from: float32, .npy.")
+@cli.command(context_settings=HELP_SETTINGS, short_help="Measure the coreset selection beside plain greedy.")
 @click.option(
-    "--rows", type=click.IntRange(3), default=596_624, show_default=True, help="Random rows, without a file."
+    "--embeddings", type=click.Path(path_type=Path), help="File of rows to choose from (float32, .npy)."
 )
-@click.option("--dim", type=click.IntRange(1), default=128, show_default=True, help="Their length.")
-@click.option("--picks", type=click.IntRange(2), help="Rows to choose; left out, 1 % of them.")
+@click.option(
+    "--rows",
+    type=click.IntRange(3),
+    default=596_624,
+    show_default=True,
+    help="Number of random rows, without a file.",
+)
+@click.option("--dim", type=click.IntRange(1), default=128, show_default=True, help="Length of random rows.")
+@click.option("--picks", type=click.IntRange(2), help="Rows to choose; left out: 1 % of them.")
 @click.option(
     "--plain-picks",
     type=click.IntRange(2),
-    help="Picks of plain greedy, its time then in proportion; left out, all.",
+    help="Picks of plain greedy, whose time is then in proportion; left out: all.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of rows and start row.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 is one per available core.")
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="The median counts.")
-@click.option("--name", required=True, help="Title in reports.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result file (JSON).")
+@click.option(
+    "--seed",
+    type=SEEDS,
+    default=0,
+    show_default=True,
+    help="Seed of the random rows and the start row.",
+)
+@threads_option()
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Timed runs of the selection; the median counts.",
+)
+@name_option
+@result_option
+@debug_option
 def coreset(
     embeddings: Path | None,
     rows: int,
@@ -158,7 +184,7 @@ def coreset(
     name: str,
     output: Path,
 ) -> int:
-    """The coreset selection beside plain greedy, which scans all rows for each pick."""
+    """Measure the coreset selection beside plain greedy, which scans all rows for each pick."""
     from pcbench.coreset import load_rows, measure_coreset, random_rows, table
 
     candidates = load_rows(embeddings) if embeddings else random_rows(rows, dim, seed=seed)
@@ -176,22 +202,33 @@ def coreset(
     return 0
 
 
-@cli.command(context_settings=HELP_SETTINGS)
-@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Bundle that judges.")
+@cli.command(context_settings=HELP_SETTINGS, short_help="Run a line on a looped video for long.")
+@bundle_option("to judge with")
 @click.option(
-    "--video", required=True, type=click.Path(path_type=Path), help="Shown as a live source, looped."
+    "--video",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Video file to show as a live source, looped.",
 )
 @click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), default=10, show_default=True, help="How long."
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    metavar="MIN",
+    help="Minutes that the run lasts.",
 )
 @click.option(
-    "--fps", type=click.FloatRange(min=0, min_open=True), help="Of the source; the video's by default."
+    "--fps",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Frames a second of the source; left out: the video's.",
 )
-@click.option("--normal", is_flag=True, help="Judge every frame normal, as nearly all of a line are.")
-@click.option("--name", required=True, help="Title in reports.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result file (JSON).")
+@click.option("--all-normal", is_flag=True, help="Judge every frame normal, as nearly all of a line are.")
+@name_option
+@result_option
+@debug_option
 def soak(
-    bundle: Path, video: Path, minutes: float, fps: float | None, normal: bool, name: str, output: Path
+    bundle: Path, video: Path, minutes: float, fps: float | None, all_normal: bool, name: str, output: Path
 ) -> int:
     """Run a line on a looped video: frames, latencies, memory and files, minute by minute."""
     from pcbench.soak import measure_soak, minute_line, table
@@ -201,52 +238,29 @@ def soak(
         video,
         minutes=minutes,
         fps=fps,
-        normal=normal,
+        all_normal=all_normal,
         output=output,
         name=name,
-        say=lambda minute: print(minute_line(minute), flush=True),
+        say=lambda minute: say(minute_line(minute)),
     )
     print(table(result))
     return 0
 
 
-_PRECISIONS = click.Choice(("bundle", *cli_options.PRECISION_NAMES))
-
-
-def _axis(flag: str, name: str, kind: click.ParamType, default: str | int, text: str) -> Any:
-    """An option whose values a sweep combines with those of all others."""
-    return click.option(
-        flag,
-        name,
-        multiple=True,
-        type=kind,
-        default=(default,),
-        show_default=True,
-        help=f"{text}; repeatable.",
-    )
-
-
-@cli.command(context_settings=HELP_SETTINGS)
-@click.option(
-    "--bundle",
-    "bundles",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Bundle to measure; repeatable.",
-)
-@_axis("--provider", "providers", click.Choice(cli_options.PROVIDER_NAMES), "cpu", "As in pcrun")
-@_axis("--threads", "threads", click.IntRange(0, 1024), 0, "Threads; 0 is one per available core")
-@_axis("--precision", "precisions", _PRECISIONS, "bundle", "As in pcrun, or the bundle's own")
-@_axis("--exactness", "exactness", click.Choice(cli_options.EXACTNESS_LEVELS), "mask", "As in pcrun")
-@_axis("--batch", "batches", click.IntRange(1, 1024), 1, "Images per query")
+@cli.command(context_settings=HELP_SETTINGS, short_help="Measure latencies of many settings.")
+@bundles_option()
+@providers_option
+@axis_option("--threads", "threads", THREADS, 0, "Threads to use; 0 is one per available core")
+@axis_option("--precision", "precisions", PRECISIONS, "bundle", "Arithmetic of the embedder; bundle: its own")
+@axis_option("--exactness", "exactness", click.Choice(EXACTNESS_LEVELS), "mask", EXACTNESS_HELP)
+@axis_option("--batch", "batches", click.IntRange(1, 1024), 1, "Images per query")
 @click.option(
     "--images",
     multiple=True,
     metavar="PATH",
-    help="Image files, folders or quoted globs; the golden samples by default; repeatable.",
+    help=f"Image {PATHS} to measure with; left out: the golden samples; repeatable.",
 )
-@click.option("--defective", multiple=True, metavar="PATH", help="Likewise; reported apart.")
+@defective_option
 @click.option("--profile", is_flag=True, help="Use the device profile of `pcrun tune`, where there is one.")
 @click.option(
     "--duration",
@@ -255,14 +269,14 @@ def _axis(flag: str, name: str, kind: click.ParamType, default: str | int, text:
     default=10.0,
     show_default=True,
     metavar="S",
-    help="Each kind of image of a cell takes at least so long.",
+    help="Seconds that each kind of image of a cell lasts, at least.",
 )
 @click.option(
     "--queries",
     type=click.IntRange(1),
     default=100,
     show_default=True,
-    help="And at least so many queries.",
+    help="Queries of each kind of image, at least.",
 )
 @click.option(
     "--runs",
@@ -280,13 +294,11 @@ def _axis(flag: str, name: str, kind: click.ParamType, default: str | int, text:
     metavar="S",
     help="A cell that takes longer is ended and recorded as timed out; the others go on.",
 )
-@click.option(
-    "-o",
-    "--output",
+@output_option(
+    "Folder to write, one result file (JSON) per cell; what it holds already is not measured again.",
     required=True,
-    type=click.Path(path_type=Path),
-    help="Folder of the result files, one JSON per cell; what it holds already is not measured again.",
 )
+@debug_option
 def latency(
     bundles: tuple[Path, ...],
     images: tuple[str, ...],
@@ -303,7 +315,8 @@ def latency(
     runs: int,
     timeout_s: float,
 ) -> int:
-    """Latencies of every combination of bundles and settings, each in a process and a file of its own."""
+    """Measure latencies of all combinations of bundles and settings, each in its own process and file."""
+    from pcbench.images import unlisted
     from pcbench.latency.cell import Axes
     from pcbench.latency.sweep import check_folder, sweep
 
@@ -312,8 +325,8 @@ def latency(
     tally = sweep(
         bundles,
         axes,
-        images=images,
-        defective=defective,
+        images=unlisted(images),
+        defective=unlisted(defective),
         folder=output,
         say=say,
         timeout_s=timeout_s,
@@ -322,18 +335,18 @@ def latency(
     return 0
 
 
-@cli.command(context_settings=HELP_SETTINGS)
+@cli.command(context_settings=HELP_SETTINGS, short_help="Make tables and plots of result files.")
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A page (.html), or Markdown (.md) with its plots beside it.",
+@click.option("--title", default="Latency", show_default=True, help="Title of the report.")
+@output_option(
+    "Report to write: a page (NAME.html), or Markdown (NAME.md) with its plots beside it.", required=True
 )
-@click.option("--title", default="Latency", show_default=True, help="Of the report.")
-def report(results: tuple[Path, ...], output: Path, title: str) -> int:
-    """Tables and plots of RESULTS: files or folders of `pcbench latency`, `pcrun bench`, `pcexport eval`."""
+@debug_option
+def report(results: tuple[Path, ...], title: str, output: Path) -> int:
+    """Make tables and plots of RESULTS.
+
+    Files or folders of `pcbench latency`, `pcrun bench` and `pcexport eval`.
+    """
     from pcbench.report.write import write_report
 
     found = write_report(results, output, title)
@@ -343,7 +356,7 @@ def report(results: tuple[Path, ...], output: Path, title: str) -> int:
     return 0
 
 
-@cli.command(context_settings=HELP_SETTINGS)
+@cli.command(context_settings=HELP_SETTINGS, short_help="Say what became slower or faster.")
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @click.option(
@@ -353,23 +366,38 @@ def report(results: tuple[Path, ...], output: Path, title: str) -> int:
     help="Exit with 1 when a cell is slower by more than so many percent, with 95 % confidence, or cannot "
     "run any more.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+@json_option("the comparison")
+@debug_option
 def compare(old: Path, new: Path, fail_above: float | None, as_json: bool) -> int:
-    """What became slower or faster between OLD and NEW: folders or files of `pcbench latency`."""
-    import json
-
+    """Say what became slower or faster between OLD and NEW: folders or files of `pcbench latency`."""
     from pcbench.compare import output
     from pcbench.compare.pairs import compare_results
 
     compared = compare_results(old, new, fail_above_pct=fail_above)
-    print(json.dumps(output.as_json(compared), indent=1) if as_json else output.table(compared))
+    if as_json:
+        print_json(output.as_json(compared))
+    else:
+        print(output.table(compared))
     return 1 if compared.failed else 0
 
 
 @cli.command(context_settings=HELP_SETTINGS)
-@click.option("--readme", type=click.Path(path_type=Path), default=Path("README.md"), show_default=True)
-@click.option("--results", type=click.Path(path_type=Path), default=_RESULTS, show_default=True)
+@click.option(
+    "--readme",
+    type=click.Path(path_type=Path),
+    default=Path("README.md"),
+    show_default=True,
+    help="File to write the figures into, between its two marker lines.",
+)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=_RESULTS,
+    show_default=True,
+    help="Folder of result files.",
+)
 @click.option("--check", is_flag=True, help="Only compare; exit with 1 when the README is out of date.")
+@debug_option
 def readme(readme: Path, results: Path, check: bool) -> int:
     """Write the figures of the result files into the README."""
     from pcbench.readme import update

@@ -23,8 +23,8 @@ def chosen_images(paths: Sequence[str], max_images: int, *, kind: str = "") -> l
         SourceError: fewer than `MIN_IMAGES`, or a list that cannot be read.
     """
     files: list[Path] = []
-    for path in paths:
-        files += [file for entry in _entries(path) for file in expand_images(entry)]
+    for entry in unlisted(paths):
+        files += expand_images(entry)
     if len(files) < MIN_IMAGES:
         what = f"{kind} images" if kind else "images"
         raise SourceError(
@@ -33,6 +33,15 @@ def chosen_images(paths: Sequence[str], max_images: int, *, kind: str = "") -> l
     if len(files) > max_images:
         files = [files[i] for i in np.linspace(0, len(files) - 1, max_images).astype(int)]
     return files
+
+
+def unlisted(paths: Sequence[str]) -> tuple[str, ...]:
+    """Paths as they are given, and in the place of each @FILE the lines of that file.
+
+    Raises:
+        SourceError: a list that cannot be read.
+    """
+    return tuple(entry for path in paths for entry in _entries(path))
 
 
 def _entries(path: str) -> list[str]:

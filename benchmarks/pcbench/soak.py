@@ -124,7 +124,7 @@ def measure_soak(
     *,
     minutes: float,
     fps: float | None,
-    normal: bool,
+    all_normal: bool,
     output: Path,
     name: str,
     say: Callable[[dict[str, Any]], None] = lambda minute: None,
@@ -136,12 +136,12 @@ def measure_soak(
         video: shown as a live source.
         minutes: how long.
         fps: of the source; None is the video's own.
-        normal: judge every frame normal, as nearly all of a line are: the video need not fit the bundle.
+        all_normal: judge every frame normal, as nearly all of a line are: the video need not fit the bundle.
         output: result file.
         name: title in reports.
         say: called with each minute.
     """
-    limit = NO_THRESHOLD if normal else None
+    limit = NO_THRESHOLD if all_normal else None
     detector = AnomalyDetector.load(Bundle.load(bundle), threshold=limit, pixel_threshold=limit)
     device = looped_video(video, fps)
     line = Line(LiveSource(device), detector)

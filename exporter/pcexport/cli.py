@@ -1,27 +1,42 @@
 """`pcexport`: build, inspect and pack bundles. `--help` and `--version` load nothing heavy."""
 
 import dataclasses
-import json
 import sys
-import types
 import typing
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pcexport.config import BuildConfig, load_config, recipe_names
+from pcexport.config import (
+    DEFAULT_RECIPE,
+    FLOAT_RANGES,
+    INTEGER_RANGES,
+    BuildConfig,
+    load_config,
+    recipe_names,
+)
 from pcexport.datasets import LAYOUTS
 from pcexport.distill import STUDENT_NAMES
 from pcrun._version import __version__
 from pcrun.commands.options import (
-    EXACTNESS_LEVELS,
     PRECISION_NAMES,
-    PROVIDER_NAMES,
     device_options,
+    exactness_option,
     profile_option,
+    provider_option,
+    threshold_options,
 )
-from pcrun.commands.support import HELP_SETTINGS, FiniteFloat, debug_option, run_command
+from pcrun.commands.shared_options import (
+    FALSE_ALARM_RATE_HELP,
+    LAYOUT_HELP,
+    SEEDS,
+    STRICT_HELP,
+    force_option,
+    json_option,
+    output_option,
+)
+from pcrun.commands.support import HELP_SETTINGS, debug_option, print_json, run_command
 
 
 @click.group(context_settings=HELP_SETTINGS)
@@ -32,7 +47,7 @@ def cli() -> None:
 
 
 def _config_options(command: Any) -> Any:
-    """One flag per configuration key; a flag left out is absent from the overrides."""
+    """One flag per configuration key."""
     hints = typing.get_type_hints(BuildConfig)
     for field in reversed(dataclasses.fields(BuildConfig)):
         command = _config_option(field, hints[field.name])(command)
@@ -41,19 +56,25 @@ def _config_options(command: Any) -> Any:
 
 def _config_option(field: "dataclasses.Field[Any]", hint: Any) -> Any:
     flag = "--" + field.name.replace("_", "-")
-    text = field.metadata["help"]
-    if hint is bool:
-        return click.option(
-            f"{flag}/--no-{flag[2:]}", field.name, default=None, help=f"{text}  [{_shown(field.default)}]"
-        )
-    scalar = (
-        next((a for a in typing.get_args(hint) if a is not type(None)), hint) if _is_optional(hint) else hint
+    return click.option(
+        f"{flag}/--no-{flag[2:]}" if hint is bool else flag,
+        field.name,
+        type=None if hint is bool else _parameter_type(field, hint),
+        default=field.default,
+        show_default=True,
+        help=field.metadata["help"],
     )
-    kind: Any = scalar if scalar in (int, float, str) else str
+
+
+def _parameter_type(field: "dataclasses.Field[Any]", hint: Any) -> Any:
     if field.metadata["choices"]:
-        kind = click.Choice(field.metadata["choices"])
-    shown = "" if field.default is None else f"  [{_shown(field.default)}]"
-    return click.option(flag, field.name, type=kind, default=None, help=text + shown)
+        return click.Choice(field.metadata["choices"])
+    if field.name in INTEGER_RANGES:
+        return click.IntRange(*INTEGER_RANGES[field.name])
+    if field.name in FLOAT_RANGES:
+        low, high, low_open, high_open = FLOAT_RANGES[field.name]
+        return click.FloatRange(low, high, min_open=low_open, max_open=high_open)
+    return str
 
 
 def _one(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str:
@@ -68,32 +89,37 @@ def _one(context: click.Context, parameter: click.Parameter, values: tuple[str, 
     return values[0]
 
 
-def _is_optional(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def _shown(default: Any) -> str:
-    return str(default).lower() if isinstance(default, bool) else str(default)
+def _given(ctx: click.Context, flags: dict[str, Any]) -> dict[str, Any]:
+    """Those on the command line: any other would win over the recipe."""
+    said = click.core.ParameterSource.COMMANDLINE
+    return {key: value for key, value in flags.items() if ctx.get_parameter_source(key) is said}
 
 
 @cli.command(context_settings=HELP_SETTINGS, short_help="Build a bundle from normal images.")
 @click.argument("data", metavar="DATA", nargs=-1, required=True, callback=_one)
+@output_option("Bundle to write (NAME.pcbundle).", required=True)
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle to write (NAME.pcbundle)."
+    "--config",
+    "recipe",
+    default=DEFAULT_RECIPE,
+    show_default=True,
+    help=f"Recipe: a YAML file, or one of {', '.join(recipe_names())}.",
 )
-@click.option("--config", "recipe", help=f"YAML file, or one of: {', '.join(recipe_names())}.")
-@click.option("--force", is_flag=True, help="Replace an existing bundle when the new one is complete.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@force_option("bundle")
+@json_option("the summary")
 @_config_options
 @debug_option
-def build(data: str, output: Path, recipe: str | None, force: bool, as_json: bool, **flags: Any) -> int:
+@click.pass_context
+def build(
+    ctx: click.Context, /, data: str, output: Path, recipe: str, force: bool, as_json: bool, **flags: Any
+) -> int:
     """Build a bundle from DATA: a folder of images, a quoted glob, or a list (CSV, JSONL).
 
     `pcexport datasets` shows which folders are known.
 
     Every key of a recipe is also a flag; a flag wins over the recipe, the recipe over the default.
     """
-    config = load_config(recipe, {key: value for key, value in flags.items() if value is not None})
+    config = load_config(recipe, _given(ctx, flags))
     from pcexport.build import build_bundle
     from pcexport.progress import Steps
     from pcexport.summary import print_summary
@@ -101,48 +127,31 @@ def build(data: str, output: Path, recipe: str | None, force: bool, as_json: boo
     steps = Steps()
     summary = build_bundle(data, output, config, steps, force=force)
     if as_json:
-        print(json.dumps(summary.to_json(), indent=2))
+        print_json(summary.to_json())
     else:
         print_summary(summary)
     return 0
 
 
-@cli.command("eval", context_settings=HELP_SETTINGS, short_help="Accuracy of a bundle, with intervals.")
+@cli.command("eval", context_settings=HELP_SETTINGS, short_help="Evaluate a bundle on images.")
 @click.argument("arguments", metavar="BUNDLE DATA", nargs=-1, required=True)
+@output_option("Report to write (NAME.html), with .json and .csv beside it.")
 @click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="REPORT.html",
-    help="Write a report, with .json and .csv beside it.",
-)
-@click.option(
-    "--compare", is_flag=True, help="Several bundles side by side: --compare BUNDLE BUNDLE ... DATA."
+    "--compare", is_flag=True, help="Put several bundles side by side: --compare BUNDLE BUNDLE ... DATA."
 )
 @click.option(
     "--layout",
     type=click.Choice(("auto", *LAYOUTS)),
     default="auto",
     show_default=True,
-    help="How DATA is read.",
+    help=LAYOUT_HELP,
 )
-@click.option(
-    "--threshold",
-    type=FiniteFloat(),
-    help="Instead of the bundle's (L2 units); the pixel threshold moves in proportion.",
-)
-@click.option("--pixel-threshold", type=FiniteFloat(), help="Instead of the bundle's (L2 units).")
+@threshold_options
 @device_options
-@click.option(
-    "--exactness",
-    type=click.Choice(EXACTNESS_LEVELS),
-    default="mask",
-    show_default=True,
-    help="As for pcrun; full makes the map exact everywhere.",
-)
+@exactness_option
 @profile_option
-@click.option("--strict", is_flag=True, help="Stop at the first unreadable image.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("--strict", is_flag=True, help=STRICT_HELP)
+@json_option("the figures")
 @debug_option
 def evaluate(
     arguments: tuple[str, ...], output: Path | None, compare: bool, as_json: bool, **options: Any
@@ -171,25 +180,14 @@ def evaluate(
 @cli.command(context_settings=HELP_SETTINGS, short_help="Choose new thresholds from new normal images.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("normals", metavar="NORMALS", nargs=-1, required=True, callback=_one)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="New bundle; left out: BUNDLE, with --force.",
-)
+@output_option("Bundle to write; left out: BUNDLE, with --force.")
 @click.option(
     "--false-alarm-rate",
     "rate",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of normal images that may be called anomalous; left out: that of the bundle's threshold.",
+    help=f"{FALSE_ALARM_RATE_HELP}; left out: that of the bundle's threshold, else 0.01.",
 )
-@click.option(
-    "--provider",
-    type=click.Choice(PROVIDER_NAMES),
-    default="auto",
-    show_default=True,
-    help="What the embedder runs on: best what it is on the device.",
-)
+@provider_option
 @click.option(
     "--precision",
     type=click.Choice(PRECISION_NAMES),
@@ -199,8 +197,8 @@ def evaluate(
 @click.option(
     "--allow-shortage", is_flag=True, help="Take the largest score where the images are too few for the rate."
 )
-@click.option("--force", is_flag=True, help="Replace an existing bundle when the new one is complete.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@force_option("bundle")
+@json_option("the summary")
 @debug_option
 def calibrate(bundle: Path, normals: str, output: Path | None, as_json: bool, **options: Any) -> int:
     """Choose new thresholds for BUNDLE from NORMALS: a folder or quoted glob of normal images.
@@ -215,7 +213,7 @@ def calibrate(bundle: Path, normals: str, output: Path | None, as_json: bool, **
     steps = Steps()
     summary = calibrate_bundle(bundle, normals, output, CalibrateOptions(**options), steps)
     if as_json:
-        print(json.dumps(summary.to_json(), indent=2))
+        print_json(summary.to_json())
     else:
         print_calibration(summary)
     steps.say(
@@ -227,7 +225,7 @@ def calibrate(bundle: Path, normals: str, output: Path | None, as_json: bool, **
 
 @cli.command(context_settings=HELP_SETTINGS)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@json_option("the manifest")
 @debug_option
 def inspect(bundle: Path, as_json: bool) -> int:
     """Verify BUNDLE and show what it is."""
@@ -237,7 +235,7 @@ def inspect(bundle: Path, as_json: bool) -> int:
 
     opened = Bundle.load(bundle)
     if as_json:
-        print(json.dumps({"digest": opened.digest, **to_jsonable(opened.manifest)}, indent=2))
+        print_json({"digest": opened.digest, **to_jsonable(opened.manifest)})
     else:
         print_bundle(opened)
     return 0
@@ -245,8 +243,8 @@ def inspect(bundle: Path, as_json: bool) -> int:
 
 @cli.command(context_settings=HELP_SETTINGS)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Zip to write; default BUNDLE.zip.")
-@click.option("--force", is_flag=True, help="Replace an existing zip.")
+@output_option("Zip to write; left out: BUNDLE.zip.")
+@force_option("zip")
 @debug_option
 def pack(bundle: Path, output: Path | None, force: bool) -> int:
     """Put BUNDLE into one zip file, which every command accepts too."""
@@ -269,84 +267,54 @@ def backbones() -> int:
     return 0
 
 
+def _number(flag: str, kind: click.ParamType, default: float, text: str) -> Any:
+    return click.option(flag, type=kind, default=default, show_default=True, help=text)
+
+
 @cli.command("distill", context_settings=HELP_SETTINGS, short_help="Train a small backbone.")
 @click.option("--teacher", default="resnet18", show_default=True, help="Backbone to imitate.")
 @click.option(
     "--weights",
     default="default",
     show_default=True,
-    help="Weights of the teacher, as for build: default or a file.",
+    help="Weights of the teacher: `default` (downloaded once), a .pth or .safetensors file, or `untrained`.",
 )
 @click.option(
     "--student",
     type=click.Choice(STUDENT_NAMES),
     default="edge-s",
     show_default=True,
-    help="Network to train; edge-m is the larger one.",
+    help="Architecture of the student.",
 )
 @click.option(
     "--images",
     multiple=True,
     metavar="DATA",
-    help="Your own normal images, for half of the pictures; may be repeated.",
+    help="Image folders, quoted globs or lists of your own normal images, for half of the pictures; "
+    "left out: all are drawn; repeatable.",
 )
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Student to write (NAME.onnx)."
+@_number("--pictures", click.IntRange(min=1), 20_000, "Pictures to learn from; the last 256 are held out.")
+@_number("--size", click.IntRange(min=32), 192, "Height and width of a picture in pixels, a multiple of 16.")
+@_number("--steps", click.IntRange(min=1), 24_000, "Steps of gradient descent.")
+@_number("--batch", click.IntRange(min=2), 16, "Pictures per step.")
+@_number("--learning-rate", click.FloatRange(0, 1, min_open=True), 2e-3, "Largest learning rate of AdamW.")
+@_number("--seed", SEEDS, 0, "Seed of the pictures, first weights and order.")
+@_number(
+    "--teacher-scale",
+    click.FloatRange(0, 1),
+    0.0,
+    "Variance of the channels: 0 is the same for all, 1 is the teacher's.",
 )
+@output_option("Student to write (NAME.onnx).", required=True)
 @click.option(
     "--work",
     type=click.Path(path_type=Path),
-    help="Pictures, checkpoint and log; a second call goes on from there  [OUTPUT.work]",
+    metavar="DIR",
+    help="Folder of pictures, checkpoint and log; a second call goes on from there; left out: OUTPUT.work.",
 )
-@click.option(
-    "--pictures",
-    type=click.IntRange(min=1),
-    default=20_000,
-    show_default=True,
-    help="Training pictures; some are held out.",
-)
-@click.option(
-    "--size",
-    "size_px",
-    type=click.IntRange(min=32),
-    default=192,
-    show_default=True,
-    help="Their height and width, px; a multiple of 16.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=24_000,
-    show_default=True,
-    help="Steps of gradient descent.",
-)
-@click.option(
-    "--batch", type=click.IntRange(min=2), default=16, show_default=True, help="Pictures in each step."
-)
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=2e-3,
-    show_default=True,
-    help="The largest; it falls to nearly 0.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Of pictures, first weights and order.",
-)
-@click.option(
-    "--teacher-scale",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    help="0: all channels of the embedding vary alike; 1: as the teacher's.",
-)
-@click.option("--force", is_flag=True, help="Replace an existing file.")
+@force_option("file")
 @debug_option
-def distill_command(output: Path, work: Path | None, force: bool, **options: Any) -> int:
+def distill_command(output: Path, work: Path | None, force: bool, size: int, **options: Any) -> int:
     """Train a small backbone that imitates TEACHER's patch embeddings, for `build --backbone NAME.onnx`.
 
     The pictures are drawn by the program; your own normal images make it fit your parts better. It takes
@@ -354,19 +322,17 @@ def distill_command(output: Path, work: Path | None, force: bool, **options: Any
     """
     from pcexport.distill.command import distill_here
 
-    return distill_here(output, work, force=force, **options)
+    return distill_here(output, work, force=force, size_px=size, **options)
 
 
 @cli.command(context_settings=HELP_SETTINGS)
-@click.option("--json", "as_json", is_flag=True, help="Print the layouts as JSON.")
+@json_option("the layouts")
 @debug_option
 def datasets(as_json: bool) -> int:
     """List the layouts of data that `pcexport build` reads."""
     if as_json:
         keys = ("name", "title", "expects")
-        print(
-            json.dumps([{key: getattr(known, key) for key in keys} for known in LAYOUTS.values()], indent=2)
-        )
+        print_json([{key: getattr(known, key) for key in keys} for known in LAYOUTS.values()])
     else:
         from pcexport.summary import print_layouts
 
@@ -375,18 +341,16 @@ def datasets(as_json: bool) -> int:
 
 
 @cli.command(context_settings=HELP_SETTINGS)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder to write."
-)
+@output_option("Folder to write; left out: demo.")
 @debug_option
-def demo(out: Path) -> int:
+def demo(output: Path | None) -> int:
     """Make part images, build a bundle from them and run it.
 
     The backbone is the shipped student edge-s: neither torch nor a download is needed.
     """
     from pcexport.demo.command import run_demo
 
-    return run_demo(out)
+    return run_demo(output or Path("demo"))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,6 +11,8 @@ from typing import Any
 from pcexport.backbones.registry import is_student_file
 from pcexport.datasets import LAYOUTS
 from pcexport.errors import BuildError
+from pcrun.commands.options import PROVIDER_NAMES
+from pcrun.commands.shared_options import FALSE_ALARM_RATE_HELP, LAYOUT_HELP, PROVIDER_HELP, STRICT_HELP
 from pcrun.records import RecordError, from_mapping, nearest_name, to_jsonable
 
 DEFAULT_RECIPE = "default"
@@ -29,41 +31,43 @@ class BuildConfig:
 
     layout: str = _key(
         "auto",
-        "How the data folder is read; `pcexport datasets` lists the layouts.",
+        LAYOUT_HELP,
         choices=("auto", *LAYOUTS),
     )
     white_level_16bit: int = _key(
         65535, "Value of 16-bit images that counts as white (4095 for 12-bit cameras)."
     )
-    strict: bool = _key(
-        False, "Stop at the first unreadable image instead of leaving it out.", in_bundle=False
-    )
+    strict: bool = _key(False, STRICT_HELP, in_bundle=False)
 
     backbone: str = _key(
         "resnet18",
-        "Backbone; `pcexport backbones` lists them, `timm:NAME` takes one from timm, FILE.onnx is a student.",
+        "Backbone of the embedder; `pcexport backbones` lists them, `timm:NAME` takes one from timm, "
+        "NAME.onnx is a student.",
     )
     layers: tuple[str, ...] | None = _key(
-        None, "Feature maps to use, comma separated; the first one sets the grid."
+        None,
+        "Feature maps to use, comma separated; the first one sets the grid; left out: the backbone's.",
     )
     weights: str = _key(
-        "default", "`default` (downloaded once), a .pth or .safetensors file, or `untrained`."
+        "default",
+        "Weights of the backbone: `default` (downloaded once), a .pth or .safetensors file, or `untrained`.",
     )
 
     image_size: str = _key("224", "Size after resizing in pixels: 224 or HEIGHTxWIDTH.")
-    crop_size: str | None = _key(None, "Centred crop after resizing, 224 or HEIGHTxWIDTH; left out: no crop.")
+    crop_size: str | None = _key(None, "Centred crop after resizing: 224 or HEIGHTxWIDTH; left out: no crop.")
     resize_mode: str = _key(
         "stretch",
-        "`stretch` the whole image, or `keep_aspect` and cover the size.",
+        "How images are resized: `stretch` the whole image, or `keep_aspect` and cover the size.",
         choices=("stretch", "keep_aspect"),
     )
     aggregation: str = _key(
         "locally_aware",
-        "`locally_aware` (pool, upsample, concatenate) or `reference` (1024-d, original repository).",
+        "How patches are made of feature maps: `locally_aware` (pool, upsample, concatenate) or `reference` "
+        "(1024-d, original repository).",
         choices=("locally_aware", "reference"),
     )
     neighbourhood: int = _key(3, "Side of the square average around each patch; 1 for none.")
-    grid: str | None = _key(None, "Patch grid, 32 or HEIGHTxWIDTH; left out: the first layer's.")
+    grid: str | None = _key(None, "Patch grid: 32 or HEIGHTxWIDTH; left out: the first layer's.")
     batch: str = _key("1", "Images per embedder call: a number (static graph) or `dynamic`.")
     opset: int = _key(18, "ONNX opset of the graph.")
     precision: str = _key(
@@ -78,7 +82,7 @@ class BuildConfig:
         choices=("unsigned", "signed"),
     )
     project: int | None = _key(
-        None, "Dimensions to which a PCA inside the graph shortens patch embeddings; left out: none."
+        None, "Dimensions to which a PCA inside the graph shortens patch embeddings; left out: no PCA."
     )
     allow_flips: bool = _key(
         False,
@@ -88,7 +92,7 @@ class BuildConfig:
 
     coreset: str = _key("kcenter", "How the memory bank is chosen.", choices=("kcenter", "random"))
     coreset_ratio: float = _key(0.01, "Share of all patch embeddings kept in the memory bank.")
-    coreset_size: int | None = _key(None, "Number of patch embeddings kept; overrides the ratio.")
+    coreset_size: int | None = _key(None, "Number of patch embeddings kept; left out: by the ratio.")
     projection: str = _key(
         "pca",
         "Space in which the coreset is selected: `pca`, `random` (Gaussian, as in the paper) or `none`.",
@@ -105,13 +109,13 @@ class BuildConfig:
     hnsw_m: int = _key(16, "Links per entry of the HNSW graph.")
     hnsw_ef_construction: int = _key(200, "Search width while the HNSW graph is built.")
     ef: int | None = _key(
-        None, "Search width at run time; left out: the smallest with distances within 2% on average."
+        None, "Search width of the HNSW index; left out: the smallest with distances within 2 % on average."
     )
 
     image_score: str = _key(
-        "max", "Image score: `max` or `reweighted` (Eq. 7).", choices=("max", "reweighted")
+        "max", "Score of an image: `max` or `reweighted` (Eq. 7).", choices=("max", "reweighted")
     )
-    neighbours: int = _key(9, "b of Eq. 7.")
+    neighbours: int = _key(9, "Neighbours of an entry in Eq. 7 (b).")
     map_sigma_px: float = _key(4.0, "Gaussian smoothing of the anomaly map, in input pixels.")
 
     calibration: str = _key(
@@ -121,7 +125,7 @@ class BuildConfig:
     )
     holdout_fraction: float = _key(0.2, "Share of the normal images held out for the threshold.")
     folds: int = _key(5, "Folds of `kfold`.")
-    false_alarm_rate: float = _key(0.01, "Share of normal images that may be called anomalous.")
+    false_alarm_rate: float = _key(0.01, f"{FALSE_ALARM_RATE_HELP}.")
 
     golden_samples: int = _key(4, "Golden samples stored in the bundle for `pcrun selftest`.")
     parity_images: int = _key(8, "Images on which PyTorch and ONNX are compared.")
@@ -138,18 +142,17 @@ class BuildConfig:
     )
 
     seed: int = _key(0, "Seed of everything random.")
-    provider: str = _key(
-        "auto",
-        "What embeds: onnxruntime's `cpu`, `cuda`, `tensorrt`, or `openvino`; `auto`: CUDA, else the CPU.",
-        choices=("auto", "cpu", "cuda", "tensorrt", "openvino"),
-    )
+    provider: str = _key("auto", PROVIDER_HELP, choices=PROVIDER_NAMES)
     embed_with: str = _key(
         "auto",
-        "`onnxruntime`, `torch`, or `auto`: torch only where it alone has CUDA.",
+        "What runs the embedder during the build: `onnxruntime`, `torch`, or `auto`: torch only where it "
+        "alone has CUDA.",
         choices=("auto", "onnxruntime", "torch"),
     )
     threads: int = _key(
-        0, "Threads of the embedder and of the searches; 0 is one per available core.", in_bundle=False
+        0,
+        "Threads to use, for the embedder and the searches; 0 is one per available core.",
+        in_bundle=False,
     )
 
     def __post_init__(self) -> None:
@@ -161,12 +164,9 @@ class BuildConfig:
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        _between("coreset_ratio", self.coreset_ratio, 0, 1, open_low=True)
-        _between("holdout_fraction", self.holdout_fraction, 0, 1, open_low=True, open_high=True)
-        _between("false_alarm_rate", self.false_alarm_rate, 0, 1, open_low=True, open_high=True)
-        _between("parity_tolerance", self.parity_tolerance, 0, 1, open_low=True)
-        _between("map_sigma_px", self.map_sigma_px, 0, 256)
-        for name, low, high in _INTEGER_RANGES:
+        for name, (low, high, open_low, open_high) in FLOAT_RANGES.items():
+            _between(name, getattr(self, name), low, high, open_low=open_low, open_high=open_high)
+        for name, (low, high) in INTEGER_RANGES.items():
             value = getattr(self, name)
             if value is not None:
                 _between(name, value, low, high)
@@ -203,24 +203,33 @@ class BuildConfig:
         return values
 
 
-_INTEGER_RANGES = (
-    ("white_level_16bit", 1, 65535),
-    ("neighbourhood", 1, 15),
-    ("opset", 17, 24),
-    ("quantisation_images", 1, 4096),
-    ("project", 1, 65536),
-    ("coreset_size", 1, 2**31 - 1),
-    ("projection_dim", 1, 65536),
-    ("hnsw_m", 2, 128),
-    ("hnsw_ef_construction", 8, 4096),
-    ("ef", 1, 65536),
-    ("neighbours", 1, 1024),
-    ("folds", 2, 100),
-    ("golden_samples", 1, 64),
-    ("parity_images", 1, 1024),
-    ("seed", 0, 2**31 - 1),
-    ("threads", 0, 1024),
-)
+# Key -> least and largest value.
+INTEGER_RANGES = {
+    "white_level_16bit": (1, 65535),
+    "neighbourhood": (1, 15),
+    "opset": (17, 24),
+    "quantisation_images": (1, 4096),
+    "project": (1, 65536),
+    "coreset_size": (1, 2**31 - 1),
+    "projection_dim": (1, 65536),
+    "hnsw_m": (2, 128),
+    "hnsw_ef_construction": (8, 4096),
+    "ef": (1, 65536),
+    "neighbours": (1, 1024),
+    "folds": (2, 100),
+    "golden_samples": (1, 64),
+    "parity_images": (1, 1024),
+    "seed": (0, 2**31 - 1),
+    "threads": (0, 1024),
+}
+# Key -> least and largest value, and whether each of them is excluded.
+FLOAT_RANGES = {
+    "coreset_ratio": (0, 1, True, False),
+    "map_sigma_px": (0, 256, False, False),
+    "holdout_fraction": (0, 1, True, True),
+    "false_alarm_rate": (0, 1, True, True),
+    "parity_tolerance": (0, 1, True, False),
+}
 
 
 def _between(

@@ -21,6 +21,7 @@ from pcrun.commands.options import (
     device_options,
     engine_option,
     exactness_option,
+    measured_images_option,
     profile_option,
     search_options,
     sink_options,
@@ -28,6 +29,7 @@ from pcrun.commands.options import (
     verdict_options,
     view_options,
 )
+from pcrun.commands.shared_options import json_option, output_option
 from pcrun.commands.support import HELP_SETTINGS, debug_option, run_command, spread_values
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ def _refuse_lost_options(ctx: click.Context) -> None:
 @device_options
 @engine_option
 @profile_option
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option("the result")
 @debug_option
 @click.pass_context
 def selftest(ctx: click.Context, /, **options: Any) -> int:
@@ -139,7 +141,7 @@ def selftest(ctx: click.Context, /, **options: Any) -> int:
 
 @cli.command(context_settings=HELP_SETTINGS, short_help="Look at what this machine can do.")
 @bundle_option
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@json_option("the findings")
 @debug_option
 @click.pass_context
 def doctor(ctx: click.Context, /, **options: Any) -> int:
@@ -160,7 +162,7 @@ def doctor(ctx: click.Context, /, **options: Any) -> int:
 @engine_option
 @search_options
 @profile_option
-@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@json_option("what was done")
 @debug_option
 @click.pass_context
 def warmup(ctx: click.Context, /, **options: Any) -> int:
@@ -179,18 +181,12 @@ def warmup(ctx: click.Context, /, **options: Any) -> int:
 @click.option(
     "--precision",
     type=click.Choice(ENGINE_PRECISIONS),
-    help="The bundle's own by default. An fp32 bundle can become fp16 where TensorRT is older than 11; int8 "
-    "needs a bundle built with `--precision int8 --int8-activations signed`.",
+    help="Arithmetic of the engine; left out: the bundle's. An fp32 bundle can become fp16 where TensorRT is "
+    "older than 11; int8 needs a bundle built with `--precision int8 --int8-activations signed`.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="The engine; its header is written beside it.",
-)
+@output_option("Engine to write; its header goes beside it.", required=True)
 @click.option("--allow-flips", is_flag=True, help="Write it even where verdicts of golden samples change.")
-@click.option("--json", "as_json", is_flag=True, help="Print the engine's header as JSON.")
+@json_option("the engine's header")
 @debug_option
 @click.pass_context
 def compile_engine(ctx: click.Context, /, **options: Any) -> int:
@@ -206,23 +202,17 @@ def compile_engine(ctx: click.Context, /, **options: Any) -> int:
 @cli.command(context_settings=HELP_SETTINGS, short_help="Find the fastest settings on this machine.")
 @bundle_option
 @device_options
-@click.option(
-    IMAGES_OPTION,
-    "images",
-    multiple=True,
-    metavar="PATH",
-    help="Image file, folder or quoted glob to measure with; repeatable. Left out: the golden samples.",
-)
+@measured_images_option
 @click.option(
     "--budget-ms",
     type=click.FloatRange(min=0, min_open=True),
-    metavar="X",
+    metavar="MS",
     help="Exit with 1 when more than one image in ten takes longer than this with the chosen settings.",
 )
 @click.option(
     "--frames", type=click.IntRange(6, 10_000), default=40, show_default=True, help="Images scored per trial."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+@json_option("the profile")
 @debug_option
 @click.pass_context
 def tune(ctx: click.Context, /, **options: Any) -> int:
@@ -246,20 +236,18 @@ def tune(ctx: click.Context, /, **options: Any) -> int:
 @exactness_option
 @search_options
 @profile_option
+@measured_images_option
 @click.option(
-    IMAGES_OPTION,
-    "images",
-    multiple=True,
-    metavar="PATH",
-    help="Image file, folder or quoted glob to measure with; repeatable. Left out: the golden samples.",
+    "--video",
+    type=click.Path(path_type=Path),
+    help="Video file whose first frames to measure with.",
 )
-@click.option("--video", type=click.Path(path_type=Path), help="Measure with the first frames of a video.")
 @click.option(
     "--scenario",
     "scenarios",
     multiple=True,
     type=click.Choice(SCENARIOS),
-    help="Repeatable. Left out: single-stream.",
+    help="What a query is, and when the next one comes; left out: single-stream; repeatable.",
 )
 @click.option(
     "--duration",
@@ -268,40 +256,39 @@ def tune(ctx: click.Context, /, **options: Any) -> int:
     default=10.0,
     show_default=True,
     metavar="S",
-    help="Measure each scenario for so long at least.",
+    help="Seconds that each scenario lasts, at least.",
 )
 @click.option(
     "--queries",
     type=click.IntRange(1),
     default=100,
     show_default=True,
-    help="And so many queries at least.",
+    help="Queries of each scenario, at least.",
 )
 @click.option(
     "--bound-ms",
     type=click.FloatRange(min=0, min_open=True),
     default=100.0,
     show_default=True,
-    help="Of the server scenario: what its p99 must not exceed.",
+    metavar="MS",
+    help="What the p99 of the server scenario must not exceed.",
 )
 @click.option(
     "--fps",
     type=click.FloatRange(min=0, min_open=True),
     default=30.0,
     show_default=True,
-    help="Of the camera scenario.",
+    help="Frames a second of the camera scenario.",
 )
 @click.option(
     "--starts",
     type=click.IntRange(0, 100),
     default=3,
     show_default=True,
-    help="Cold starts measured; 0: none.",
+    help="Cold starts to measure; 0 is none.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Write the report with all samples (JSON)."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@output_option("Report to write (JSON), with all samples.")
+@json_option("the report")
 @debug_option
 @click.pass_context
 def bench(ctx: click.Context, /, **options: Any) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.runtime.test_sources import write_video
 
 from pcbench.cli import cli
 from pcbench.results import load_results
@@ -13,7 +14,6 @@ from pcbench.soak import looped_video
 from pcrun.commands.support import run_command
 from pcrun.sources import Frame
 from pcrun.sources.live import LiveSource
-from tests.runtime.sources.test_sources import write_video
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_all_frames_are_accounted_for(tiny_bundle: Path, video: Path, tmp_path: 
         cli,
         "pcbench",
         ["soak", "--bundle", str(tiny_bundle), "--video", str(video), "--minutes", "0.05", "--fps", "60",
-         "--normal", "--name", "test", "-o", str(output)],
+         "--all-normal", "--name", "test", "-o", str(output)],
     )  # fmt: skip
     assert code == 0
     (result,) = load_results(output.parent)

@@ -224,9 +224,11 @@ def test_every_key_is_a_flag_with_its_help_and_default() -> None:
     text = " ".join(result.output.split())
     for field in dataclasses.fields(BuildConfig):
         assert f" --{field.name.replace('_', '-')}" in text, f"{field.name} has no flag"
-        default = "" if field.default is None else f" [{field.default}]"
-        shown = default.lower() if isinstance(field.default, bool) else default
-        assert field.metadata["help"] + shown in text, f"{field.name} has no help or no default"
+        value = field.default
+        if isinstance(value, bool):
+            value = ("" if value else "no-") + field.name.replace("_", "-")
+        default = "" if value is None else f" [default: {value}"
+        assert field.metadata["help"] + default in text, f"{field.name} has no help or no default"
 
 
 def test_the_help_states_when_calibration_changes_its_method() -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import cv2
 import numpy as np
 import pytest
@@ -30,19 +29,17 @@ from pcrun.sinks.text import Csv
 from pcrun.sources import Event, Frame
 from tests.contract.damage import edit_manifest
 from tests.exporter.student_graphs import write_student
+from tests.packaging.commands import COMMON_FLAGS, PROGRAMS, command_tree, flags_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE_PAGE = ROOT / "docs" / "bundle.md"
 CLI_PAGE = ROOT / "docs" / "cli.md"
 BACKBONES_PAGE = ROOT / "docs" / "backbones.md"
-PROGRAMS = ("pcexport", "pcrun", "pcbench")
 # The tables of figures, which a command writes, apart.
 README_LINES = 150
 
 # The parser asks for them before it looks at any default.
 ALWAYS_REQUIRED = ("manifest.schema_version", "manifest.method")
-# Explained once at the top of the page.
-COMMON_FLAGS = {"-h", "--help", "--version", "--debug"}
 SCALARS = {bool: "true/false", int: "integer", float: "number", str: "text"}
 
 
@@ -213,25 +210,6 @@ def detector_score(bundle: Path, image: np.ndarray) -> float:
 
 
 # ---- docs/cli.md
-
-
-def command_tree() -> dict[str, click.Command]:
-    """Every command by its full name, "pcexport build" and so on."""
-    found: dict[str, click.Command] = {}
-    for program in PROGRAMS:
-        command = importlib.import_module(f"{program}.cli").cli
-        found[program] = command
-        found |= {f"{program} {name}": sub for name, sub in command.commands.items()}
-    return found
-
-
-def flags_of(command: click.Command) -> set[str]:
-    return {
-        flag
-        for parameter in command.params
-        if isinstance(parameter, click.Option)
-        for flag in (*parameter.opts, *parameter.secondary_opts)
-    } - COMMON_FLAGS
 
 
 def flags_in_tables(text: str) -> set[str]:

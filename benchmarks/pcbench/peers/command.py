@@ -5,8 +5,10 @@ from pathlib import Path
 import click
 
 from pcbench.console import say
-from pcrun.commands import options as cli_options
-from pcrun.commands.support import HELP_SETTINGS
+from pcbench.options import bundle_option, max_images_option, name_option, result_option
+from pcrun.commands.options import PROVIDER_NAMES
+from pcrun.commands.shared_options import PROVIDER_HELP, threads_option
+from pcrun.commands.support import HELP_SETTINGS, debug_option
 
 # Those of `pcbench.peers.contenders.PEERS`, which takes long to load; a test compares them.
 PEER_NAMES = (
@@ -19,37 +21,41 @@ PEER_NAMES = (
 )
 
 
-@click.command(context_settings=HELP_SETTINGS)
-@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Bundle to compare, fp32.")
+@click.command(context_settings=HELP_SETTINGS, short_help="Compare a bundle with what else one would deploy.")
+@bundle_option("fp32, to compare with its peers")
 @click.argument("images", nargs=-1, required=True)
 @click.option(
     "--peer",
     "peers",
     multiple=True,
     type=click.Choice(PEER_NAMES),
-    help="Whom to compare with; repeatable; left out, all. Who cannot take part is named.",
+    help="Peer to compare with; left out: all, and who cannot take part is named; repeatable.",
 )
 @click.option(
     "--provider",
-    type=click.Choice(cli_options.PROVIDER_NAMES),
+    type=click.Choice(PROVIDER_NAMES),
     default="cpu",
     show_default=True,
-    help="As in pcrun, for pcrun itself.",
+    help=PROVIDER_HELP,
 )
-@click.option(
-    "--threads", type=click.IntRange(0, 1024), default=0, help="Of each; 0 is one per available core."
-)
+@threads_option("Threads to use in each; 0 is one per available core.")
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
-    help="The bundle's weights file, for anomalib; left out, random ones: times alone are compared.",
+    help="Weights of the bundle's backbone, for anomalib: a file; left out: random ones, and times alone are "
+    "compared.",
 )
 @click.option(
-    "--rounds", type=click.IntRange(2), default=5, show_default=True, help="Of each pair, in new processes."
+    "--rounds",
+    type=click.IntRange(2),
+    default=5,
+    show_default=True,
+    help="Rounds of each pair, in new processes.",
 )
-@click.option("--max-images", type=click.IntRange(6), default=50, show_default=True, help="Images used.")
-@click.option("--name", required=True, help="Title in reports.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result file (JSON).")
+@max_images_option(50)
+@name_option
+@result_option
+@debug_option
 def peers(
     bundle: Path,
     images: tuple[str, ...],
@@ -62,7 +68,7 @@ def peers(
     name: str,
     output: Path,
 ) -> int:
-    """A bundle beside what one would deploy instead, on IMAGES: one ONNX graph, and anomalib."""
+    """Compare a bundle with what one would deploy instead, on IMAGES: one ONNX graph, and anomalib."""
     from pcbench.peers.measure import measure_peers
     from pcbench.peers.table import table
 

@@ -27,7 +27,7 @@ def run_demo(out: Path, *, backbone: str = BACKBONE) -> int:
     """
     parts, bundle, overlays = out / "parts", out / "parts.pcbundle", out / "overlays"
     if out.exists() and not out.is_dir():
-        raise BuildError(f"{out} is a file. Expected a folder to write to; choose another --out.")
+        raise BuildError(f"{out} is a file. Expected a folder to write to; choose another --output.")
     if (parts / "train" / "good").is_dir():
         print(f"using the part images that are in {parts}", file=sys.stderr)
     else:

@@ -10,6 +10,7 @@ from pcexport.evaluation.outputs import print_evaluation, write_outputs
 from pcexport.evaluation.report import write_comparison_report, write_evaluation_report
 from pcexport.evaluation.run import Evaluation, EvaluationOptions, evaluate_bundle, to_json
 from pcexport.progress import Steps
+from pcrun.commands.support import print_json
 from pcrun.files import make_folder, write_file
 
 
@@ -25,7 +26,7 @@ def evaluate_here(
     steps = Steps()
     evaluation, detector, dataset = evaluate_bundle(bundles[0], data, chosen, steps)
     if as_json:
-        print(json.dumps(to_json(evaluation), indent=1, allow_nan=False))
+        print_json(to_json(evaluation))
     else:
         print_evaluation(evaluation)
     if output is not None:
@@ -44,13 +45,14 @@ def _compare(
         evaluations.append(evaluate_bundle(bundle, data, options, steps := Steps())[0])
     paired.require_same_images(evaluations)
     rows = paired.differences(evaluations)
-    text = json.dumps(paired.to_json(evaluations, rows), indent=1, allow_nan=False)
+    figures = paired.to_json(evaluations, rows)
     if as_json:
-        print(text)
+        print_json(figures)
     else:
         paired.print_comparison(evaluations, rows)
     if output is not None:
         write_comparison_report(output, evaluations, rows)
-        write_file(output.with_suffix(".json"), (text + "\n").encode())
+        text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
+        write_file(output.with_suffix(".json"), text.encode())
         steps.say(f"written: {output}, {output.with_suffix('.json')}")
     return 0

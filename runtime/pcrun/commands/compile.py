@@ -1,7 +1,6 @@
 """The job behind `pcrun compile`: a native engine for this machine, measured before it is written."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from pcrun.backends.session import ENGINE_PROVIDER
 from pcrun.backends.tensorrt_build import build_engine, engine_precision
 from pcrun.bundle.bundle import Bundle
 from pcrun.commands.run import find_bundle, say, warnings_on_stderr
-from pcrun.commands.support import EXIT_OK
+from pcrun.commands.support import EXIT_OK, print_json
 from pcrun.detector import NO_THRESHOLD, AnomalyDetector
 from pcrun.files import make_folder
 from pcrun.machine.gpu import find_gpu, import_tensorrt
@@ -38,7 +37,7 @@ def compile_here(
         engine = measured_engine(Engine(output, data, facts), opened)
     header = write_engine(engine)
     if as_json:
-        print(json.dumps({"seconds": round(seconds, 1), **to_jsonable(engine.facts)}, indent=2))
+        print_json({"seconds": round(seconds, 1), **to_jsonable(engine.facts)})
     else:
         _print_engine(engine, header, seconds)
     return EXIT_OK

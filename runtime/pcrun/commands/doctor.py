@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pcrun.backends.session import PROVIDERS
+from pcrun.commands.support import print_json
 from pcrun.machine.facts import RUNTIME_PACKAGES, cpu_model, gpu_model, versions
 from pcrun.machine.threads import available_cores
 
@@ -59,7 +60,7 @@ def doctor(bundle: Path | None, *, as_json: bool) -> int:
         if not as_json:
             print(_line(finding), flush=True)
     if as_json:
-        print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
+        print_json({"findings": [asdict(finding) for finding in findings]})
     return EXIT_PROBLEM if any(finding.state == PROBLEM for finding in findings) else 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pcrun.commands.shared_options import EXACTNESS_HELP, PROVIDER_HELP, output_option, threads_option
 from pcrun.commands.support import FiniteFloat
 
 # ParamType is generic in click's newer versions only, so not at run time.
@@ -130,6 +131,7 @@ bundles_option = click.option(
     help=f"Bundle directory or zip; repeated: one per --source, in their order. {_BUNDLE_HELP}",
 )
 
+
 profile_option = click.option("--no-profile", is_flag=True, help="Ignore the device profile of `pcrun tune`.")
 
 exactness_option = click.option(
@@ -137,8 +139,7 @@ exactness_option = click.option(
     type=click.Choice(EXACTNESS_LEVELS),
     default="mask",
     show_default=True,
-    help="What equals brute force. none: nothing. image: the image score. mask: that and the mask. "
-    "full: every patch.",
+    help=EXACTNESS_HELP,
 )
 
 search_options = _all(
@@ -153,7 +154,8 @@ search_options = _all(
     click.option(
         "--ef",
         type=click.IntRange(1, 65536),
-        help="Search width of the HNSW index, which it asks for; the bundle's by default.",
+        help="Search width of the HNSW index, which it asks for; left out: the device profile's, else the "
+        "bundle's.",
     ),
 )
 
@@ -164,26 +166,31 @@ engine_option = click.option(
     help="Run the embedder as this native TensorRT engine of `pcrun compile`.",
 )
 
+provider_option = click.option(
+    "--provider",
+    type=click.Choice(PROVIDER_NAMES),
+    default="auto",
+    show_default=True,
+    help=PROVIDER_HELP,
+)
+
 device_options = _all(
-    click.option(
-        "--provider",
-        type=click.Choice(PROVIDER_NAMES),
-        default="auto",
-        show_default=True,
-        help="What the embedder runs on; auto is CUDA where onnxruntime has it, else the CPU.",
-    ),
+    provider_option,
     click.option(
         "--precision",
         type=click.Choice(PRECISION_NAMES),
-        help="bf16 computes the embedder of an fp32 bundle in bfloat16 (OpenVINO alone); by default the "
-        "bundle's own precision.",
+        help="Arithmetic of the embedder: bf16 runs an fp32 bundle in bfloat16 (OpenVINO alone); left out: "
+        "the device profile's, else the bundle's.",
     ),
-    click.option(
-        "--threads",
-        type=click.IntRange(0, 1024),
-        default=0,
-        help="Threads; 0 is the device profile's, else one per available core.",
-    ),
+    threads_option("Threads to use; 0 is the device profile's number, else one per available core."),
+)
+
+measured_images_option = click.option(
+    IMAGES_OPTION,
+    "images",
+    multiple=True,
+    metavar="PATH...",
+    help="Image files, folders or quoted globs to measure with; takes several; left out: the golden samples.",
 )
 
 source_options = _all(
@@ -192,9 +199,9 @@ source_options = _all(
         "images",
         multiple=True,
         metavar="PATH...",
-        help="Image files, folders or quoted globs.",
+        help="Image files, folders or quoted globs; takes several.",
     ),
-    click.option("--video", type=click.Path(path_type=Path), help="Video file."),
+    click.option("--video", type=click.Path(path_type=Path), help="Video file to score."),
     click.option("--camera", type=CameraType(), help="Local camera: its number, or /dev/videoN."),
     click.option(
         "--watch",
@@ -222,7 +229,7 @@ view_options = _all(
     click.option(
         "--fps",
         type=click.FloatRange(min=0, min_open=True),
-        help="At most so many frames a second: of a live source, or of a video's own time.",
+        help="Frames a second, at most: of a live source, or of a video's own time; left out: all.",
     ),
     click.option(
         "--rotate",
@@ -253,7 +260,7 @@ view_options = _all(
         metavar="S",
         help="A live source that is silent for so many seconds is opened anew.",
     ),
-    click.option("--max-frames", type=click.IntRange(1), help="Stop after this many frames."),
+    click.option("--max-frames", type=click.IntRange(1), help="Stop after so many frames."),
     click.option(
         "--duration",
         "duration_s",
@@ -263,17 +270,22 @@ view_options = _all(
     ),
 )
 
-verdict_options = _all(
+threshold_options = _all(
     click.option(
         "--threshold",
         type=FiniteFloat(),
-        help="Anomalous above this image score (L2 units); bundle's by default.",
+        help="Anomalous above this image score (L2 units); left out: the bundle's.",
     ),
     click.option(
         "--pixel-threshold",
         type=FiniteFloat(),
-        help="Mask where the map is above this; by default the bundle's, moved in proportion to --threshold.",
+        help="Mask where the map is above this (L2 units); left out: the bundle's, moved in proportion to "
+        "--threshold.",
     ),
+)
+
+verdict_options = _all(
+    threshold_options,
     click.option(
         "--debounce",
         type=FractionType(),
@@ -283,7 +295,7 @@ verdict_options = _all(
         "--drift-window",
         type=WindowType(),
         help="Compare so many verdicts at once with the scores of normal images that the bundle holds, and "
-        "tell when they leave them; 0 for never.  [default: 200]",
+        "tell when they leave them; 0 is never; left out: 200 where the bundle holds any.",
     ),
     device_options,
     engine_option,
@@ -297,12 +309,11 @@ sink_options = _all(
         "--format",
         "output_format",
         type=click.Choice(FORMATS),
-        help="Default: table on a terminal, else jsonl.",
+        help="Form of the results; left out: csv or jsonl by the name of --output; without one table on a "
+        "terminal, else jsonl.",
     ),
-    click.option(
-        "--output",
-        type=click.Path(path_type=Path),
-        help="Write the results here instead of standard output; those of a live source are appended.",
+    output_option(
+        "File to write the results to instead of standard output; those of a live source are appended."
     ),
     click.option(
         "--rotate-mb",
@@ -315,7 +326,7 @@ sink_options = _all(
         type=click.IntRange(0, 1000),
         default=5,
         show_default=True,
-        help="Renamed outputs that stay.",
+        help="Renamed outputs that stay, at most.",
     ),
     click.option(
         "--save-overlays",
@@ -342,7 +353,7 @@ sink_options = _all(
         type=click.FloatRange(min=0, min_open=True),
         default=25.0,
         show_default=True,
-        help="Frames a second when it is played.",
+        help="Frames a second of that video.",
     ),
     click.option("--show", is_flag=True, help="Show frames and results in a window; q ends the run."),
     click.option(
@@ -357,7 +368,7 @@ sink_options = _all(
         default=500.0,
         show_default=True,
         metavar="MB",
-        help="At most so much of them.",
+        help="Megabytes of evidence, at most.",
     ),
     click.option(
         "--webhook",
@@ -374,18 +385,22 @@ sink_options = _all(
         "repeatable.",
     ),
     click.option(
-        "--mqtt-qos", type=click.IntRange(0, 2), default=1, show_default=True, help="Quality of service."
+        "--mqtt-qos",
+        type=click.IntRange(0, 2),
+        default=1,
+        show_default=True,
+        help="Quality of service of MQTT.",
     ),
     click.option("--mqtt-retain", is_flag=True, help="Let the broker keep the last result and event."),
     click.option(
         "--metrics",
         type=AddressType(),
-        help="Serve Prometheus metrics at http://HOST:PORT/metrics; HOST is 127.0.0.1 where left out.",
+        help="Serve Prometheus metrics at http://HOST:PORT/metrics; HOST left out: 127.0.0.1.",
     ),
     click.option(
         "--serve",
         type=AddressType(),
-        help="Serve a live page at http://HOST:PORT; HOST is 127.0.0.1 where left out. For any other, "
+        help="Serve a live page at http://HOST:PORT; HOST left out: 127.0.0.1. For any other, "
         "$PCRUN_TOKEN must hold a token of 16 characters or more.",
     ),
     click.option(

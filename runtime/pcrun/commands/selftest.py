@@ -1,11 +1,10 @@
 """The job behind `pcrun selftest`."""
 
-import json
 from pathlib import Path
 
 from pcrun.bundle.bundle import Bundle
 from pcrun.commands.run import find_bundle, warnings_on_stderr
-from pcrun.commands.support import EXIT_OK
+from pcrun.commands.support import EXIT_OK, print_json
 from pcrun.detector import AnomalyDetector, missing_limit
 from pcrun.records import to_jsonable
 from pcrun.selftest import SelftestReport, run_selftest
@@ -43,7 +42,7 @@ def selftest(
         facts = {"passed": report.passed, "provider": detector.provider, "precision": detector.precision}
         facts["search"] = detector.search
         facts["profile"] = detector.profile is not None
-        print(json.dumps({**facts, "digest": bundle.digest, **to_jsonable(report)}, indent=2))
+        print_json({**facts, "digest": bundle.digest, **to_jsonable(report)})
     else:
         _print_selftest(report, detector)
     return EXIT_OK if report.passed else EXIT_SELFTEST_FAILED

@@ -1,6 +1,7 @@
 """What the three command lines share: errors as one line, exit codes, options that take several values."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -134,6 +135,11 @@ def undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def print_json(value: Any) -> None:
+    """What `--json` prints: one value in plain types, indented."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _interrupt(signum: int, frame: Any) -> None:

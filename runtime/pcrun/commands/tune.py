@@ -1,11 +1,10 @@
 """The job behind `pcrun tune`: measure, store, and show what was measured."""
 
-import json
 from pathlib import Path
 
 from pcrun.bundle.bundle import Bundle
 from pcrun.commands.run import find_bundle, say, warnings_on_stderr
-from pcrun.commands.support import EXIT_OK
+from pcrun.commands.support import EXIT_OK, print_json
 from pcrun.images.image_io import read_image
 from pcrun.records import to_jsonable
 from pcrun.sources.files import expand_images
@@ -46,7 +45,7 @@ def tune_here(
     path = save_profile(profile)
     met = budget_ms is None or profile.p90_ms <= budget_ms
     if as_json:
-        print(json.dumps({"profile_path": str(path), "budget_met": met, **to_jsonable(profile)}, indent=2))
+        print_json({"profile_path": str(path), "budget_met": met, **to_jsonable(profile)})
     else:
         _print_choice(profile, path)
     if not met:

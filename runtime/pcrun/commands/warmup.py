@@ -1,6 +1,5 @@
 """The job behind `pcrun warmup`: build now what the first frame would otherwise wait for."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from pcrun.backends.tensorrt_cache import engines_in
 from pcrun.bundle.bundle import Bundle
 from pcrun.commands.run import DetectorOptions, find_bundle, load_detector
-from pcrun.commands.support import EXIT_OK
+from pcrun.commands.support import EXIT_OK, print_json
 from pcrun.detector import AnomalyDetector, missing_limit
 from pcrun.errors import BackendError
 from pcrun.images.image_io import decode_image
@@ -41,7 +40,10 @@ def warm_up_here(bundle: Path | None, *, as_json: bool, **options: Any) -> int:
         "second_ms": round(seconds[2] * 1e3, 3),
         **_engines(detector, began),
     }
-    print(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+    if as_json:
+        print_json(facts)
+    else:
+        print("\n".join(_lines(facts)))
     return EXIT_OK
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _CAPACITY = 10_000
 _CLOSE_S = 5.0
+# The first connection takes a moment.
+_FIRST_CONNECTION_S = 1.0
 
 
 class MqttSink:
@@ -58,6 +60,10 @@ class MqttSink:
         self._lock = threading.Lock()
         self._problem: str | None = "no connection to the broker yet"
         self._started = time.monotonic()
+        # Set when the first attempt to connect has ended, well or not.
+        self._tried = threading.Event()
+        # Records lost since a problem was told last.
+        self._untold = 0
         # Message numbers of records that are on their way.
         self._waiting: set[int] = set()
         self._client = self._made_client(parts)
@@ -104,12 +110,15 @@ class MqttSink:
                 time.sleep(0.02)
         self._client.disconnect()
         self._client.loop_stop()
-        if left:
-            self.lost += left
-            raise SinkError(f"{left} records are lost: {self._problem or 'there was no time for them'}")
+        self.lost += left
+        if left or self._untold:
+            reason = self._problem or ("there was no time for them" if left else "there was no connection")
+            raise SinkError(f"{left + self._untold} records are lost: {reason}")
 
     def _publish(self, kind: str, record: dict[str, Any]) -> None:
         text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        if self._qos == 0:
+            self._tried.wait(max(0.0, self._started + _FIRST_CONNECTION_S - time.monotonic()))
         # Not under the lock: paho calls `_published` with its own locks held.
         info = self._client.publish(f"{self._topic}/{kind}", text, qos=self._qos, retain=self._retain)
         refused = info.rc == self._paho.MQTT_ERR_QUEUE_SIZE
@@ -118,19 +127,21 @@ class MqttSink:
         with self._lock:
             if refused or unsent:
                 self.lost += 1
+                self._untold += 1
             else:
                 self._waiting.add(info.mid)
         if not refused and info.rc == self._paho.MQTT_ERR_SUCCESS and info.is_published():
             # Before it was in the set.
             self._published(self._client, None, info.mid, None, None)
         with self._lock:
-            # The first connection takes a moment.
-            if self._problem is not None and time.monotonic() - self._started > 1:
+            if self._problem is not None and time.monotonic() - self._started > _FIRST_CONNECTION_S:
+                self._untold = 0
                 raise SinkError(self._problem)
 
     def _connected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
         with self._lock:
             self._problem = f"the broker refuses: {reason}" if reason.is_failure else None
+        self._tried.set()
         if not reason.is_failure:
             self._say_status("online")
 
@@ -145,3 +156,4 @@ class MqttSink:
     def _connect_failed(self, client: Any, data: Any) -> None:
         with self._lock:
             self._problem = "the broker cannot be reached"
+        self._tried.set()

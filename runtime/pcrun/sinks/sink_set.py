@@ -108,12 +108,13 @@ class SinkSet(Receiver):
             try:
                 sink.close()
             except SinkError as error:
-                problems.append(_of_sink(sink, error))
-        last = problems.pop() if problems and self._strict and not quiet else None
-        for problem in () if quiet else problems:
-            self._say(str(problem))
-        if last is not None:
-            raise last
+                problems.append(_named(error, sink))
+        if quiet or not problems:
+            return
+        if self._strict:
+            raise SinkError("; ".join(problems))
+        for problem in problems:
+            self._say(problem)
 
     def _hand(self, call: Callable[[Sink], None]) -> None:
         news: list[tuple[Sink, Event]] = []
@@ -123,11 +124,11 @@ class SinkSet(Receiver):
                 call(sink)
             except SinkError as error:
                 if self._strict:
-                    raise _of_sink(sink, error) from error
+                    raise SinkError(_named(error, sink)) from error
                 if number not in self._failing:
                     self._failing[number] = before
                     news.append((sink, Event("sink_failed", sink.name, {"reason": str(error)})))
-                    self._say(f"{sink.name}: {error}")
+                    self._say(_named(error, sink))
             else:
                 if number in self._failing:
                     lost = sink.lost - self._failing.pop(number)
@@ -148,6 +149,6 @@ class SinkSet(Receiver):
                 continue
 
 
-def _of_sink(sink: Sink, error: SinkError) -> SinkError:
-    """The error, with the sink's name."""
-    return error if sink.name in str(error) else SinkError(f"{sink.name}: {error}")
+def _named(error: SinkError, sink: Sink) -> str:
+    """What went wrong, and with which sink."""
+    return str(error) if sink.name in str(error) else f"{sink.name}: {error}"
