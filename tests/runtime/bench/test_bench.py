@@ -12,10 +12,10 @@ import pytest
 for needed in ("hnswlib", "onnx", "onnxruntime"):
     pytest.importorskip(needed, reason=f"{needed} is not installed: the tiny bundle is made with it")
 
-from pcrun import cli_options  # noqa: E402
 from pcrun.bench import measure  # noqa: E402
 from pcrun.bench.cold import cold_starts  # noqa: E402
 from pcrun.bench.scenarios import Trial  # noqa: E402
+from pcrun.commands import options as cli_options  # noqa: E402
 from pcrun.errors import BackendError  # noqa: E402
 from tests.data.make_tiny_bundle import smooth_image  # noqa: E402
 from tests.runtime.conftest import Run  # noqa: E402
