@@ -20,9 +20,9 @@ from pcexport.datasets import LAYOUTS
 from pcexport.distill import STUDENT_NAMES
 from pcrun._version import __version__
 from pcrun.commands.options import (
-    PRECISION_NAMES,
     device_options,
     exactness_option,
+    precision_option,
     profile_option,
     provider_option,
     threshold_options,
@@ -188,11 +188,7 @@ def evaluate(
     help=f"{FALSE_ALARM_RATE_HELP}; left out: that of the bundle's threshold, else 0.01.",
 )
 @provider_option
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISION_NAMES),
-    help="As for pcrun; left out: that of this machine's device profile, else the bundle's.",
-)
+@precision_option
 @profile_option
 @click.option(
     "--allow-shortage", is_flag=True, help="Take the largest score where the images are too few for the rate."

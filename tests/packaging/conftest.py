@@ -26,7 +26,8 @@ def filled_workplace(made_bundle: BundleMaker, tmp_path_factory: pytest.TempPath
 def place(filled_workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the workplace as current folder, without a GPU, a screen or a camera of the machine."""
     registry, demo, parts = (
-        importlib.import_module(f"pcexport.{name}") for name in ("backbones.registry", "demo", "demo_parts")
+        importlib.import_module(f"pcexport.{name}")
+        for name in ("backbones.registry", "demo.command", "demo.parts")
     )
     folder = Path(shutil.copytree(filled_workplace, tmp_path / "workplace"))
     monkeypatch.chdir(folder)

@@ -18,6 +18,7 @@ PAGES = [
 NOT_RUN = {
     r"make (demo|test)": "installs this project and all it needs; tests of this suite build the demo",
     r"pip install .*": "needs a package index; test_packaging looks at what each extra installs",
+    r"pip wheel .*": "needs a package index",
     r"python3? -m venv .*": "begins an installation",
     r"\S*/bin/pip install .*": "needs a package index",
     r"sudo .*": "changes the machine",

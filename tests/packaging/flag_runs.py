@@ -103,7 +103,8 @@ PCEXPORT = (
     ),
     Run(
         "pcexport calibrate",
-        "bottle.pcbundle good -o new.pcbundle --false-alarm-rate 0.01 --provider cpu --allow-shortage --json",
+        "bottle.pcbundle good -o new.pcbundle --false-alarm-rate 0.01 --provider cpu --precision fp32 "
+        "--no-profile --allow-shortage --json",
         says=(r'"false_alarm_rate_requested": 0\.01',),
         writes=("new.pcbundle",),
     ),
@@ -356,8 +357,8 @@ PCBENCH = (
     Run(
         "pcbench latency",
         "--bundle bottle.pcbundle --provider cpu --threads 1 --precision bundle --exactness none "
-        "--batch 2 --images @good.txt --defective bad --profile --duration 0 --queries 5 --runs 1 -o "
-        "out/cells",
+        "--batch 2 --images @good.txt --defective bad --profile --duration 0 --queries 5 --runs 1 "
+        "--timeout 600 -o out/cells",
         says=("1 measured, 0 kept",),
         writes=("out/cells",),
     ),

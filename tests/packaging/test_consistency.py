@@ -170,5 +170,7 @@ def test_common_flags_stand_last_in_one_order(name: str) -> None:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_list_of_commands_is_not_cut_off(program: str) -> None:
     group = TREE[program]
-    shown = click.Context(group, info_name=program, max_content_width=80, terminal_width=80)
+    shown = click.Context(
+        group, info_name=program, max_content_width=80, terminal_width=80, help_option_names=["-h", "--help"]
+    )
     assert "..." not in group.get_help(shown).partition("Commands:")[2]

@@ -101,7 +101,7 @@ def outfitted(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def take_small_network(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the place of pretrained backbones, which would have to be downloaded."""
-    build, network = (importlib.import_module(f"pcexport.{name}") for name in ("build", "network"))
+    build, network = (importlib.import_module(f"pcexport.{name}") for name in ("build", "graph.network"))
     replace = importlib.import_module("dataclasses").replace
     own = {"layers": None, "weights": "default", "neighbourhood": 3}
 
@@ -115,7 +115,9 @@ def take_small_network(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def take_processes_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the place of a process for a build and for each cell of a sweep; tests/benchmarks start them."""
     sweep, worker = (importlib.import_module(f"pcbench.latency.{name}") for name in ("sweep", "worker"))
-    monkeypatch.setattr(sweep, "run_worker", lambda request: {"error": None, **worker.measure_cell(request)})
+    monkeypatch.setattr(
+        sweep, "run_worker", lambda request, **_: {"error": None, **worker.measure_cell(request)}
+    )
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         assert command[1:3] == ["-m", "pcexport.cli"]
