@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.runtime.test_sources import write_video
 
 from pcbench.cli import cli
 from pcbench.results import load_results
@@ -14,6 +13,7 @@ from pcbench.soak import looped_video
 from pcrun.commands.support import run_command
 from pcrun.sources import Frame
 from pcrun.sources.live import LiveSource
+from tests.runtime.sources.test_sources import write_video
 
 
 @pytest.fixture

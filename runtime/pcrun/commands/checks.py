@@ -44,7 +44,7 @@ class Subcommand(click.Command):
 
 def refuse_idle_options(ctx: click.Context, options: dict[str, Any]) -> None:
     """Refuse what would do nothing: whoever gave it expects something of it."""
-    flags = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
+    flags = {parameter.name: parameter.opts[-1] for parameter in ctx.command.params}
     for name, needed in _ONLY_WITH.items():
         if is_given(ctx, name) and options[needed] in (None, ()):
             raise click.UsageError(f"{flags[name]} does nothing without {flags[needed]}.")
