@@ -36,7 +36,7 @@ from pcrun.commands.shared_options import (
     json_option,
     output_option,
 )
-from pcrun.commands.support import HELP_SETTINGS, debug_option, print_json, run_command
+from pcrun.commands.support import HELP_SETTINGS, debug_option, is_given, print_json, run_command
 
 
 @click.group(context_settings=HELP_SETTINGS)
@@ -91,8 +91,7 @@ def _one(context: click.Context, parameter: click.Parameter, values: tuple[str, 
 
 def _given(ctx: click.Context, flags: dict[str, Any]) -> dict[str, Any]:
     """Those on the command line: any other would win over the recipe."""
-    said = click.core.ParameterSource.COMMANDLINE
-    return {key: value for key, value in flags.items() if ctx.get_parameter_source(key) is said}
+    return {key: value for key, value in flags.items() if is_given(ctx, key)}
 
 
 @cli.command(context_settings=HELP_SETTINGS, short_help="Build a bundle from normal images.")

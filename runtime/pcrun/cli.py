@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pcrun._version import __version__
-from pcrun.commands.checks import Subcommand, is_given, refuse_idle_options, write_sections
+from pcrun.commands.checks import Subcommand, long_flag, refuse_idle_options, unexpected, write_sections
 from pcrun.commands.options import (
     ENGINE_PRECISIONS,
     IMAGES_OPTION,
@@ -30,7 +30,7 @@ from pcrun.commands.options import (
     view_options,
 )
 from pcrun.commands.shared_options import json_option, output_option
-from pcrun.commands.support import HELP_SETTINGS, debug_option, run_command, spread_values
+from pcrun.commands.support import HELP_SETTINGS, debug_option, is_given, run_command, spread_values
 
 if TYPE_CHECKING:
     from pcrun.commands.run import RunOptions
@@ -54,7 +54,7 @@ class _RunGroup(click.Group):
         if args[0] not in self.commands:
             known = ", ".join(sorted(self.commands))
             if args[0].rstrip("/").endswith((".pcbundle", ".pcbundle.zip")):
-                raise click.UsageError(f"Unexpected {args[0]!r}. A bundle is named with --bundle PATH.")
+                raise unexpected(args[0], ctx)
             raise click.UsageError(
                 f"Unexpected {args[0]!r}. To score files say {IMAGES_OPTION} PATH...; commands: {known}."
             )
@@ -110,7 +110,7 @@ def _refuse_contradictions(*, search: str, ef: int | None, exactness: str) -> No
 def _refuse_lost_options(ctx: click.Context) -> None:
     """Options of a run, given before a subcommand, would do nothing: only --bundle is shared."""
     given = [
-        parameter.opts[0]
+        long_flag(parameter)
         for parameter in ctx.command.params
         if parameter.name != "bundles" and parameter.name is not None and is_given(ctx, parameter.name)
     ]

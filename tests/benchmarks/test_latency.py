@@ -117,7 +117,7 @@ def test_images_and_defective_ones_are_measured_apart(tiny_bundle: Path, tmp_pat
 
 
 def test_a_process_that_dies_is_an_error_of_its_cell(tiny_bundle: Path) -> None:
-    found = run_worker({"settings": {"unknown": 1}, "path": str(tiny_bundle)})
+    found = run_worker({"settings": {"unknown": 1}, "path": str(tiny_bundle)}, timeout_s=60.0)
     assert found["error"].startswith("its process ended with code 1: TypeError")
 
 

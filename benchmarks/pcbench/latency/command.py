@@ -21,6 +21,9 @@ from pcrun.commands.shared_options import (
 )
 from pcrun.commands.support import HELP_SETTINGS, debug_option
 
+# Far above what a cell takes (seconds to minutes): a driver that hangs must not stop a night's sweep.
+_CELL_TIMEOUT_S = 1800.0
+
 
 @click.command(context_settings=HELP_SETTINGS, short_help="Measure latencies of many settings.")
 @bundles_option()
@@ -64,7 +67,7 @@ from pcrun.commands.support import HELP_SETTINGS, debug_option
     "--timeout",
     "timeout_s",
     type=click.FloatRange(1, 86_400),
-    default=1800.0,
+    default=_CELL_TIMEOUT_S,
     show_default=True,
     metavar="S",
     help="A cell that takes longer is ended and recorded as timed out; the others go on.",

@@ -22,9 +22,6 @@ from pcrun.files import make_folder
 
 Say = Callable[[str], None]
 
-# Far above what a cell takes (seconds to minutes): a driver that hangs must not stop a night's sweep.
-CELL_TIMEOUT_S = 1800.0
-
 
 @dataclass
 class Tally:
@@ -43,7 +40,7 @@ def sweep(
     defective: Sequence[str] = (),
     folder: Path,
     say: Say,
-    timeout_s: float = CELL_TIMEOUT_S,
+    timeout_s: float,
 ) -> Tally:
     """Measure every cell that the folder does not hold yet.
 
@@ -112,7 +109,7 @@ def is_measured(cell: Cell, folder: Path, content: str, here: dict[str, Any]) ->
     )
 
 
-def run_worker(request: dict[str, Any], *, timeout_s: float = CELL_TIMEOUT_S) -> dict[str, Any]:
+def run_worker(request: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
     """Measure a cell in a process of its own; a crash is an error like any other, and so is a hang."""
     with tempfile.TemporaryDirectory() as folder:
         asked, report = Path(folder) / "request.json", Path(folder) / "report.json"

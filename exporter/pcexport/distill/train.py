@@ -38,17 +38,17 @@ class TrainingSpec:
         steps: of gradient descent.
         batch: pictures per step.
         learning_rate: the largest, of AdamW; it rises linearly and falls as a cosine to nearly 0.
+        seed: of the first weights and the order of the pictures.
         weight_decay: of AdamW.
         held_out: pictures that are not learnt from, to measure on.
-        seed: of the first weights and the order of the pictures.
     """
 
-    steps: int = 24_000
-    batch: int = 16
-    learning_rate: float = 2e-3
+    steps: int
+    batch: int
+    learning_rate: float
+    seed: int
     weight_decay: float = 0.02
     held_out: int = 256
-    seed: int = 0
 
 
 @dataclass

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from pcrun.commands.support import is_given
+
 # Options that only change what another one does.
 _ONLY_WITH = {
     "rotate_mb": "output",
@@ -38,13 +40,23 @@ class Subcommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         left = super().parse_args(ctx, args)
         if left:
-            raise click.UsageError(f"Unexpected {left[0]!r}. A bundle is named with --bundle PATH.", ctx)
+            raise unexpected(left[0], ctx)
         return left
+
+
+def unexpected(argument: str, ctx: click.Context) -> click.UsageError:
+    """What to raise where somebody names a bundle without its option."""
+    return click.UsageError(f"Unexpected {argument!r}. A bundle is named with --bundle PATH.", ctx)
+
+
+def long_flag(parameter: click.Parameter) -> str:
+    """The flag that messages name: `--output`, not `-o`."""
+    return parameter.opts[-1]
 
 
 def refuse_idle_options(ctx: click.Context, options: dict[str, Any]) -> None:
     """Refuse what would do nothing: whoever gave it expects something of it."""
-    flags = {parameter.name: parameter.opts[-1] for parameter in ctx.command.params}
+    flags = {parameter.name: long_flag(parameter) for parameter in ctx.command.params}
     for name, needed in _ONLY_WITH.items():
         if is_given(ctx, name) and options[needed] in (None, ()):
             raise click.UsageError(f"{flags[name]} does nothing without {flags[needed]}.")
@@ -54,11 +66,6 @@ def refuse_idle_options(ctx: click.Context, options: dict[str, Any]) -> None:
                 raise click.UsageError(
                     f"{flags[name]} is for cameras, streams and videos. With {flags[source]} it does nothing."
                 )
-
-
-def is_given(ctx: click.Context, name: str) -> bool:
-    """Whether an option stands on the command line."""
-    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def write_sections(

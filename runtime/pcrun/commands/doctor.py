@@ -105,8 +105,7 @@ def _onnxruntime() -> Iterator[Finding]:
     )
     if problem:
         fix = "pip install 'patchcore-edge[cpu]', or [gpu]: exactly one of them"
-        fact = problem.partition(" It runs the embedder")[0]  # what follows is the same advice
-        yield Finding("onnxruntime", PROBLEM, fact, fix, {"installed": installed})
+        yield Finding("onnxruntime", PROBLEM, _fact_and_step(problem)[0], fix, {"installed": installed})
         return
     text = f"{found['version']}, built with {', '.join(found['providers'])}"
     yield Finding("onnxruntime", OK, text, "", found)

@@ -55,7 +55,6 @@ bundles_option = click.option(
     help=f"Bundle directory or zip; repeated: one per --source, in their order. {_BUNDLE_HELP}",
 )
 
-
 profile_option = click.option("--no-profile", is_flag=True, help="Ignore the device profile of `pcrun tune`.")
 
 exactness_option = click.option(
@@ -104,6 +103,7 @@ precision_option = click.option(
     help="Arithmetic of the embedder: bf16 runs an fp32 bundle in bfloat16 (OpenVINO alone); left out: "
     "the device profile's, else the bundle's.",
 )
+
 device_options = _all(
     provider_option,
     precision_option,

@@ -137,6 +137,11 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def is_given(ctx: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
 def print_json(value: Any) -> None:
     """What `--json` prints: one value in plain types, indented."""
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

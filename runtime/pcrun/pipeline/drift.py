@@ -127,13 +127,14 @@ class DriftWatch:
         if self._statistics:
             values["patch_median"] = float(np.median(result.patch_scores))
             self.verdicts += 1
-            self._windows += len(self._statistics[0].recent) + 1 == self._window
-            self.judged |= self._windows == _WINDOWS
-        events = []
         for statistic in self._statistics:
             statistic.recent.append(values[statistic.name])
-            if len(statistic.recent) == self._window:
-                events.append(statistic.judge(source))
+        # All of them are filled at once.
+        if not self._statistics or len(self._statistics[0].recent) < self._window:
+            return []
+        self._windows += 1
+        self.judged |= self._windows == _WINDOWS
+        events = [statistic.judge(source) for statistic in self._statistics]
         return [event for event in events if event is not None]
 
 

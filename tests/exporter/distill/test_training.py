@@ -19,7 +19,7 @@ from pcexport.progress import Steps
 from tests.exporter.distill.students import FACTS, TINY, tiny_teacher
 
 QUIET = Steps(quiet=True)
-SPEC = TrainingSpec(steps=30, batch=4, held_out=4, learning_rate=5e-3)
+SPEC = TrainingSpec(steps=30, batch=4, learning_rate=5e-3, seed=0, held_out=4)
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +84,12 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
 def test_a_checkpoint_of_another_training_is_refused(targets: Targets, tmp_path: Path) -> None:
     trainer(targets, tmp_path).run(QUIET)
     with pytest.raises(BuildError, match="checkpoint of another training"):
-        trainer(targets, tmp_path, TrainingSpec(steps=31, batch=4, held_out=4))
+        trainer(targets, tmp_path, replace(SPEC, steps=31))
 
 
 def test_too_few_pictures_are_refused(targets: Targets, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="12 pictures are too few for 256 held-out ones"):
-        trainer(targets, tmp_path, TrainingSpec())
+        trainer(targets, tmp_path, replace(SPEC, batch=16, held_out=256))
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(targets: Targets, tmp_path: Path) -> None:
