@@ -367,8 +367,8 @@ def choose_thresholds(
 
 def _chosen(name: str, given: float | None, stored: ThresholdSpec | None) -> float:
     if given is not None:
-        if not abs(given) <= NO_THRESHOLD:  # NaN too
-            raise ValueError(f"{name} must be a finite number, got {given}")
+        if not 0 <= given <= NO_THRESHOLD:  # NaN too
+            raise ValueError(f"{name} must be a finite number, at least 0 as scores are; got {given}")
         return given
     if stored is None:
         raise BundleError(f"The bundle has no {name}. Expected one from its build; pass --{name}.")

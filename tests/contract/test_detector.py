@@ -171,8 +171,13 @@ def test_the_largest_threshold_calls_nothing_anomalous(tiny_bundle: Path) -> Non
     detector = load(tiny_bundle, threshold=3e38)
     result = detector(random_images(1)[0])  # a warning of an overflow would be an error
     assert not result.is_anomalous and not result.mask.any()
-    with pytest.raises(ValueError, match="pixel-threshold must be a finite number, got 1e"):
+    with pytest.raises(ValueError, match=r"pixel-threshold must be a finite number, .* got 1e"):
         load(tiny_bundle, pixel_threshold=1e39)
+
+
+def test_a_threshold_below_every_distance_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(ValueError, match=r"^threshold must be .* at least 0 as scores are; got -1"):
+        load(tiny_bundle, threshold=-1.0)
 
 
 def test_a_threshold_decides_the_verdict_and_nothing_else(tiny_bundle: Path) -> None:
@@ -233,7 +238,7 @@ def test_regions_stay_inside_the_original_when_it_was_cropped(tiny_bundle: Path)
         tiny_bundle,
         lambda m: m["preprocess"].update(resize_height_px=48, resize_width_px=64, keep_aspect=True),
     )
-    detector = load(tiny_bundle, pixel_threshold=-1.0)  # everything is a region
+    detector = load(tiny_bundle, pixel_threshold=0.0)  # everything is a region
     for size in ((48, 64), (100, 30), (7, 300), (480, 640)):
         (region,) = detector(smooth_image(np.random.default_rng(1), size)).regions
         assert region.x >= 0 and region.x + region.width <= size[1]

@@ -15,7 +15,7 @@ from pcrun.commands.parameter_types import (
     WindowType,
 )
 from pcrun.commands.shared_options import EXACTNESS_HELP, PROVIDER_HELP, output_option, threads_option
-from pcrun.commands.support import FiniteFloat
+from pcrun.commands.support import ThresholdType
 
 IMAGES_OPTION = "--images"
 PROVIDER_NAMES = ("auto", "cpu", "cuda", "tensorrt", "openvino")
@@ -198,12 +198,12 @@ view_options = _all(
 threshold_options = _all(
     click.option(
         "--threshold",
-        type=FiniteFloat(),
+        type=ThresholdType(),
         help="Anomalous above this image score (L2 units); left out: the bundle's.",
     ),
     click.option(
         "--pixel-threshold",
-        type=FiniteFloat(),
+        type=ThresholdType(),
         help="Mask where the map is above this (L2 units); left out: the bundle's, moved in proportion to "
         "--threshold.",
     ),

@@ -43,8 +43,8 @@ debug_option = click.option("--debug", is_flag=True, expose_value=False, help="S
 _LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
-class FiniteFloat(_FloatParamType):
-    """A number that float32 can hold: neither infinite nor NaN."""
+class ThresholdType(_FloatParamType):
+    """A number that distances in float32 are compared with: not below 0, neither infinite nor NaN."""
 
     name = "number"
 
@@ -55,6 +55,8 @@ class FiniteFloat(_FloatParamType):
             self.fail(f"{value!r} is not a number", param, ctx)
         if not abs(number) <= _LARGEST_FLOAT32:  # NaN too
             self.fail(f"{value!r} is not a finite number", param, ctx)
+        if number < 0:
+            self.fail(f"{value!r} is below 0, and no score is: scores are distances", param, ctx)
         return number
 
 

@@ -84,15 +84,17 @@ class SinkSet(Receiver):
 
     def event(self, event: Event) -> None:
         """See `Receiver.event`."""
+        if self._repeats(event):
+            return
         record = event_record(event, time.time())
-        if not self._is_said(event) and event.name in _FOR_PEOPLE:
+        if event.name in _FOR_PEOPLE:
             whose = "" if event.source == RUN_ITSELF else f"{record['source']}: "
             self._say(f"{whose}{described(record)}")
         self.failed_sources += event.name == "failed"
         self._hand(lambda sink: sink.event(record))
 
-    def _is_said(self, event: Event) -> bool:
-        """Whether it repeats: a camera that is away is tried again and again, for days."""
+    def _repeats(self, event: Event) -> bool:
+        """Whether it is no news: a camera that is away is tried again and again, for days."""
         reason = event.detail.get("reason") if event.name == "lost" else None
         before, self._lost_because[event.source] = self._lost_because.get(event.source), reason
         return reason is not None and reason == before

@@ -167,6 +167,7 @@ class TestArguments:
             (["--threshold", "inf"], "'inf' is not a finite number"),
             (["--threshold", "1e39"], "'1e39' is not a finite number"),
             (["--threshold", "high"], "'high' is not a number"),
+            (["--threshold", "-0.5"], "'-0.5' is below 0, and no score is"),
             (["--pixel-threshold", "-inf"], "not a finite number"),
             (["--threads", "-1"], "--threads"),
             (["--camera", "-1"], "--camera"),
