@@ -23,6 +23,7 @@ from pcrun.pipeline.pipeline import Line, Pipeline
 from pcrun.pipeline.service import Reloader, Supervisor
 from pcrun.pipeline.thresholds import ThresholdChanges
 from pcrun.sinks.open import open_sinks
+from pcrun.sinks.progress import counted
 from pcrun.sinks.sink_set import SinkSet
 from pcrun.sources import Source
 from pcrun.sources.files import ImageFiles
@@ -142,6 +143,8 @@ def run(options: RunOptions) -> int:
             pipeline.run()
     if (stopped() or closed.is_set()) and not live:
         raise KeyboardInterrupt  # not all of a batch was done
+    if options.sinks.output is not None and not live:
+        say(counted(receiver.counts))
     say_what_was_not_judged(options, lines)
     if receiver.counts["error"] or receiver.failed_sources:
         return EXIT_ERROR

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pcrun.sinks import Sink
 from pcrun.sinks.moving import VideoSink, WindowSink
 from pcrun.sinks.pictures import PictureSink
+from pcrun.sinks.progress import ProgressSink
 from pcrun.sinks.text import FileSink, StreamSink, make_formatter
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def open_sinks(
         SinkError: one of them cannot be opened.
     """
     sinks: list[Sink] = [_text_sink(options, live=live)]
+    if options.output is not None and not live:
+        sinks.append(ProgressSink(say))
     if options.save_overlays or options.save_maps:
         sinks.append(PictureSink(options.save_overlays, options.save_maps, options.map_format))
     if options.save_video is not None:
