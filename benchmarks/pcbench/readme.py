@@ -31,6 +31,7 @@ def render(results_folder: Path) -> str:
     device: Device = _device if shared is None else lambda result: ""
     parts = [_TABLES[kind]([r for r in results if r["kind"] == kind], device) for kind in _TABLES]
     parts += [_latency_table(sweep, device) for sweep in sweeps]
+    parts += [_environments_table([r for r in results if r["kind"] == "environments"], device)]
     parts += [f"All measured on {shared}"] if shared else []
     return "\n\n".join(part for part in parts if part)
 
@@ -292,6 +293,21 @@ def _peers_table(results: list[dict[str, Any]], device: Device) -> str:
         f"most of the rounds, each with new processes.{left_out} {settings}."
     )
     return _with_note(rows, f"{note} {device(results[0])}")
+
+
+def _environments_table(results: list[dict[str, Any]], device: Device) -> str:
+    if not results:
+        return ""
+    rows = _head(("installed", "for", "packages", "on disk"))
+    rows += [
+        _row((f"`{row['extras']}`", row["title"], str(row["packages"]), _megabytes(row["bytes"] / 1e6)))
+        for result in results
+        for row in result["environments"]
+    ]
+    sizes = " and ".join(f"{kind} {results[0][f'{kind}_bytes'] / 1e6:.1f} MB" for kind in ("wheel", "sdist"))
+    return _with_note(
+        rows, f"A virtual environment with the wheel and these extras; {sizes}. {device(results[0])}"
+    )
 
 
 def _with_note(rows: Sequence[str], note: str) -> str:

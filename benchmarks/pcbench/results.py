@@ -14,7 +14,7 @@ _NUMBERS = re.compile(r"\[\s+(-?[\d.eE+-]+(?:,\s+-?[\d.eE+-]+)*)\s+\]")
 
 
 def save_result(path: Path, kind: str, content: dict[str, Any]) -> None:
-    """Write a result of a kind: "build", "search", "coreset", "embedder", "soak", "latency" or "peers"."""
+    """Write a result of a kind, for example "build" or "latency"; `pcbench.readme` knows all."""
     data = {"results_version": RESULTS_VERSION, "kind": kind, **content}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, (one_line_numbers(json.dumps(data, indent=1, ensure_ascii=False)) + "\n").encode())

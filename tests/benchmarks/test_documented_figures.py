@@ -71,3 +71,13 @@ def test_share_of_the_teachers_variance() -> None:
     shares = [facts["data"]["explained"][layer] for layer in facts["layers"]]
     assert f"{shares[0]:.1%}, {shares[1]:.1%}".replace("%", " %") in row_of("explained")
     assert f"{facts['steps']:,} steps" in (ROOT / "docs" / "backbones.md").read_text()
+
+
+def test_sizes_of_the_environments() -> None:
+    sizes = {row["extras"]: row["bytes"] for row in result("environments")["environments"]}
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"A device takes {sizes['cpu'] / 1e6:.0f} MB on its disk" in text
+    assert (
+        f"{sizes['build,cpu'] / 1e6:.0f} MB without PyTorch and {sizes['export,cpu'] / 1e9:.1f} GB with"
+        in text
+    )

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pcbench.cli import main
+from pcbench.machine import machine_facts
 from pcbench.readme import BEGIN, END, render
-from pcbench.results import one_line_numbers
+from pcbench.results import one_line_numbers, save_result
 from pcexport.demo.parts import generate_parts
 from pcrun.images.image_io import encode_png
 
@@ -172,6 +173,20 @@ def test_the_readme_says_machine_and_versions_once_where_they_are_equal(
     other["versions"]["numpy"] = "0.1"
     (tmp_path / "two.json").write_text(json.dumps(other))
     assert render(tmp_path).count(machine) == 2 and render(tmp_path).count("numpy 0.1") == 1
+
+
+def test_readme_has_a_row_for_each_environment(tmp_path: Path) -> None:
+    rows = [
+        {"extras": "cpu", "title": "device", "packages": 14, "bytes": 321_000_000},
+        {"extras": "export,cpu", "title": "workstation", "packages": 61, "bytes": 5_250_000_000},
+    ]
+    sizes = {"wheel_bytes": 2_940_000, "sdist_bytes": 2_660_000}
+    content = {"machine": machine_facts(), "versions": {}, **sizes, "environments": rows}
+    save_result(tmp_path / "environments.json", "environments", content)
+    text = render(tmp_path)
+    assert "| `cpu` | device | 14 | 321 MB |" in text
+    assert "| `export,cpu` | workstation | 61 | 5,250 MB |" in text
+    assert "wheel 2.9 MB and sdist 2.7 MB" in text
 
 
 def test_numbers_stand_on_one_line_and_mean_the_same() -> None:
