@@ -26,15 +26,14 @@ async function ask(path, options = {}) {
   const token = sessionStorage.getItem(TOKEN_KEY);
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const response = await fetch(path, { ...options, headers, signal: AbortSignal.timeout(10000) });
+  if (response.ok) return response;
+  // Read before the dialog, which a person may leave open for longer than a request may take.
+  const told = await response.json().catch(() => ({}));
   if (response.status === 401) {
     sessionStorage.removeItem(TOKEN_KEY);
     if (await login(Boolean(token))) return ask(path, options);
   }
-  if (!response.ok) {
-    const told = await response.json().catch(() => ({}));
-    throw new Error(told.error || `the run answers ${response.status}`);
-  }
-  return response;
+  throw new Error(told.error || `the run answers ${response.status}`);
 }
 
 /** Ask a person for the token; whether there is a new one. Several callers share one dialog. */

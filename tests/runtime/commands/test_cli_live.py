@@ -153,7 +153,7 @@ def test_a_camera_that_hangs_does_not_spoil_the_end(tiny_bundle: Path) -> None:
             process.send_signal(signal.SIGTERM)
             started = time.monotonic()
             code, out, err = ended(process)
-    assert code == 0 and err == "" and time.monotonic() - started < 10
+    assert code == 0 and err == "" and time.monotonic() - started < 25
     assert records(out)[-1]["event"] == "stopped"
 
 

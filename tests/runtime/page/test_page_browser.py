@@ -16,6 +16,17 @@ for needed in ("hnswlib", "onnx", "onnxruntime", "starlette", "uvicorn", "seleni
     pytest.importorskip(needed, reason=f"{needed} is not installed")
 
 
+# In place of the clock that ends a request after ten seconds.
+END_REQUESTS_BY_HAND = """
+    const controllers = [];
+    AbortSignal.timeout = () => {
+        controllers.push(new AbortController());
+        return controllers.at(-1).signal;
+    };
+    window.endRequests = () => controllers.forEach((controller) => controller.abort());
+"""
+
+
 @pytest.fixture
 def server() -> Iterator[MjpegServer]:
     with mjpeg_server("--fps", 20, "--size", "320x240") as running_server:
@@ -113,6 +124,7 @@ def test_without_the_token_nothing_is_applied(
         browser.get(address[1])
         page = Page(browser)
         wait_for(lambda: page.text("verdict-word").lower() in ("normal", "anomalous"))
+        page.driver.execute_script(END_REQUESTS_BY_HAND)
         page.try_threshold(1000)
         page.part("trial-apply").click()
         page.driver.switch_to.alert.accept()
@@ -121,6 +133,7 @@ def test_without_the_token_nothing_is_applied(
         page.part("token").send_keys("not-the-token-of-this-run")
         page.driver.find_element("css selector", "#login .main").click()
         wait_for(lambda: page.part("login-wrong").is_displayed())
+        page.driver.execute_script("endRequests();")  # as after ten seconds before the dialog
         page.driver.find_element("css selector", "#login button[value=cancel]").click()
         wait_for(lambda: "Not applied: the token is missing or wrong" in page.text("trial-outcome"))
         assert "threshold_changed" not in events_in(path)
