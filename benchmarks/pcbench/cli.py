@@ -89,13 +89,14 @@ def search(
     output: Path,
 ) -> int:
     """Measure certified search beside brute force: alone, end to end, and from a cold start."""
-    from pcbench.search import measure_search, table
+    from pcbench.search import described, measure_search
+    from pcrun.commands.tables import show
 
     contents = {"normal": list(normal)} | ({"defective": list(defective)} if defective else {})
     result = measure_search(
         bundles, contents, max_images=max_images, starts=cold_start, output=output, name=name
     )
-    print(table(result))
+    show(*described(result))
     return 0
 
 
@@ -118,7 +119,8 @@ def embedder(
     output: Path,
 ) -> int:
     """Measure the embedder on IMAGES in milliseconds, by precision and provider, in turns."""
-    from pcbench.embedder import measure_embedders, table
+    from pcbench.embedder import described, measure_embedders
+    from pcrun.commands.tables import show
 
     result = measure_embedders(
         bundles,
@@ -129,7 +131,7 @@ def embedder(
         output=output,
         name=name,
     )
-    print(table(result))
+    show(*described(result))
     return 0
 
 
@@ -182,7 +184,8 @@ def coreset(
     output: Path,
 ) -> int:
     """Measure the coreset selection beside plain greedy, which scans all rows for each pick."""
-    from pcbench.coreset import load_rows, measure_coreset, random_rows, table
+    from pcbench.coreset import described, load_rows, measure_coreset, random_rows
+    from pcrun.commands.tables import show
 
     candidates = load_rows(embeddings) if embeddings else random_rows(rows, dim, seed=seed)
     result = measure_coreset(
@@ -195,7 +198,7 @@ def coreset(
         output=output,
         name=name,
     )
-    print(table(result))
+    show(*described(result))
     return 0
 
 
@@ -228,7 +231,8 @@ def soak(
     bundle: Path, video: Path, minutes: float, fps: float | None, all_normal: bool, name: str, output: Path
 ) -> int:
     """Run a line on a looped video: frames, latencies, memory and files, minute by minute."""
-    from pcbench.soak import measure_soak, minute_line, table
+    from pcbench.soak import described, measure_soak, minute_line
+    from pcrun.commands.tables import show
 
     result = measure_soak(
         bundle,
@@ -240,7 +244,7 @@ def soak(
         name=name,
         say=lambda minute: say(minute_line(minute)),
     )
-    print(table(result))
+    show(*described(result))
     return 0
 
 
@@ -281,12 +285,13 @@ def compare(old: Path, new: Path, fail_above: float | None, as_json: bool) -> in
     """Say what became slower or faster between OLD and NEW: folders or files of `pcbench latency`."""
     from pcbench.compare import output
     from pcbench.compare.pairs import compare_results
+    from pcrun.commands.tables import show
 
     compared = compare_results(old, new, fail_above_pct=fail_above)
     if as_json:
         print_json(output.as_json(compared))
     else:
-        print(output.table(compared))
+        show(*output.described(compared))
     return 1 if compared.failed else 0
 
 

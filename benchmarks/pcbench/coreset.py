@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
 from pcbench.machine import machine_facts, versions
 from pcbench.results import save_result
 
 # What is measured is the exporter's own function, without a build around it.
 from pcexport.memory_bank.coreset import Coreset, select_coreset  # noqa: TID251
+from pcrun.commands.tables import table_of
 from pcrun.errors import PcError
 from pcrun.machine.threads import available_cores
 from pcrun.types import FloatArray, Int64Array
@@ -81,18 +83,26 @@ def measure_coreset(
     return result
 
 
-def table(result: dict[str, Any]) -> str:
+def described(result: dict[str, Any]) -> list[Table | str]:
     """One row under its heading."""
     note = f" (from {result['plain_picks']:,} picks)" if result["plain_extrapolated"] else ""
-    return (
-        "| coreset | time | plain greedy | ratio | passes | updated a pass | distances | memory |\n"
-        "|---|---|---|---|---|---|---|---|\n"
-        f"| {result['picks']:,} of {result['rows']:,} x {result['dim']} | {result['seconds']:.2f} s | "
-        f"{result['plain_seconds']:.1f} s{note} | {result['ratio']:.1f}x | {result['passes']} | "
-        f"{result['updated_share']:.1%} of rows | {result['distances_share']:.1%} of plain | "
-        f"{result['memory_mb']:.0f} MB |\n"
-        f"The first {result['compared_picks']:,} picks are the same, in the same order."
+    row = (
+        f"{result['picks']:,} of {result['rows']:,} x {result['dim']}",
+        f"{result['seconds']:.2f} s",
+        f"{result['plain_seconds']:.1f} s{note}",
+        f"{result['ratio']:.1f}x",
+        str(result["passes"]),
+        f"{result['updated_share']:.1%} of rows",
+        f"{result['distances_share']:.1%} of plain",
+        f"{result['memory_mb']:.0f} MB",
     )
+    columns = (
+        "coreset", "time", "plain greedy", "ratio", "passes", "updated a pass", "distances", "memory",
+    )  # fmt: skip
+    return [
+        table_of(columns, [row]),
+        f"The first {result['compared_picks']:,} picks are the same, in the same order.",
+    ]
 
 
 class PlainGreedy:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from pcbench.images import chosen_images
 from pcbench.machine import machine_facts, versions
 from pcbench.results import save_result
@@ -12,6 +14,7 @@ from pcbench.timing import WARM_UP_NOTE, in_turns, summary
 from pcrun.backends.embedder import Embedder
 from pcrun.backends.session import open_embedder
 from pcrun.bundle.bundle import Bundle
+from pcrun.commands.tables import table_of
 from pcrun.errors import BackendError, PcError
 from pcrun.images.image_io import read_image
 from pcrun.machine.threads import available_cores
@@ -100,19 +103,17 @@ def measure_embedders(
     return result
 
 
-def table(result: dict[str, Any]) -> str:
+def described(result: dict[str, Any]) -> list[Table | str]:
     """The rows as people read them."""
-    columns = f"{'bundle':<24} {'precision':<9} {'provider':<9} {'median ms':>9} {'p90 ms':>8} {'of fp32':>8}"
-    lines = [f"{columns}  image AUROC"]
+    columns = ("bundle", "precision", "provider", "median ms", "p90 ms", "of fp32", "image AUROC")
+    table = table_of(columns, words=range(3))
     for row in result["rows"]:
         auroc = "-" if row["image_auroc"] is None else f"{row['image_auroc']:.4f}"
         if "auroc_difference" in row:
             auroc += f" ({row['auroc_difference']:+.4f})"
-        lines.append(
-            f"{row['bundle']:<24} {row['precision']:<9} {row['provider']:<9} {row['median_ms']:>9.2f} "
-            f"{row['p90_ms']:>8.2f} {row['of_fp32']:>8.2f}  {auroc}"
-        )
-    return "\n".join([*lines, *(f"left out: {reason}" for reason in result["left_out"])])
+        figures = (f"{row[name]:.2f}" for name in ("median_ms", "p90_ms", "of_fp32"))
+        table.add_row(row["bundle"], row["precision"], row["provider"], *figures, auroc)
+    return [table, *(f"left out: {reason}" for reason in result["left_out"])]
 
 
 def _require_comparable(bundles: Sequence[Bundle]) -> None:

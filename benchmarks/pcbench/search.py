@@ -3,11 +3,12 @@
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
 from pcbench.images import chosen_images
 from pcbench.machine import machine_facts, versions
@@ -17,6 +18,7 @@ from pcbench.timing import WARM_UP_NOTE, in_turns, summary
 from pcrun.backends.session import OnnxEmbedder
 from pcrun.bench.cold import cold_starts
 from pcrun.bundle.bundle import Bundle
+from pcrun.commands.tables import table_of
 from pcrun.detector import AnomalyDetector, choose_thresholds, missing_limit
 from pcrun.errors import PcError
 from pcrun.images.image_io import read_image
@@ -220,32 +222,32 @@ def _peak_memory_mb(command: list[str]) -> float | None:
     return round(int(process.stdout) * unit / 1e6, 1)
 
 
-def table(result: dict[str, Any]) -> str:
-    """All rows for a terminal."""
-    lines = []
+def described(result: dict[str, Any]) -> list[Table | str]:
+    """All rows for a terminal: a table a bundle."""
+    parts: list[Table | str] = []
     for bundle in result["bundles"]:
         chosen = bundle["settings"]["search"]
-        lines.append(f"bank {bundle['bank']:,} x {bundle['dim']}, chosen search: {chosen}")
+        table = table_of(
+            ("images", "measured", "median ms", "ratio", "of", "patches verified"),
+            title=f"memory bank {bundle['bank']:,} x {bundle['dim']}, chosen search: {chosen}",
+            words=(0, 1, 4),
+        )
         for kind, content in bundle["contents"].items():
-            lines += _rows(kind, content)
+            for row in _rows(kind, content):
+                table.add_row(*row)
+            table.add_section()
+        parts.append(table)
         if "cold_start" in bundle:
             start = bundle["cold_start"]
-            lines.append(f"  cold start {start['median_ms']:.0f} ms, {start['peak_rss_mb']} MB resident")
-    return "\n".join(lines)
+            parts.append(f"cold start {start['median_ms']:.0f} ms, {start['peak_rss_mb']} MB resident")
+    return parts
 
 
-def _rows(kind: str, content: dict[str, Any]) -> list[str]:
-    lines = []
+def _rows(kind: str, content: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for label, row in content["search"].items():
-        verified = f", {row['verified_patches']:.0f} patches verified" if "verified_patches" in row else ""
-        lines.append(
-            f"  {kind:<10} search {label:<18} {row['median_ms']:8.2f} ms  "
-            f"{row['of_exact']:6.3f} of exact{verified}"
-        )
+        verified = f"{row['verified_patches']:.0f}" if "verified_patches" in row else ""
+        yield kind, f"search {label}", f"{row['median_ms']:.2f}", f"{row['of_exact']:.3f}", "exact", verified
     for label, row in content["end_to_end"].items():
         if label != "samples_ms":
-            lines.append(
-                f"  {kind:<10} end to end {label:<14} {row['median_ms']:8.2f} ms  "
-                f"{row['of_bare_embedder']:6.3f} of the bare embedder"
-            )
-    return lines
+            ratio = f"{row['of_bare_embedder']:.3f}"
+            yield kind, f"end to end {label}", f"{row['median_ms']:.2f}", ratio, "the bare embedder", ""

@@ -203,17 +203,16 @@ def _threads() -> int | None:
     return len(list(folder.iterdir())) if folder.is_dir() else None
 
 
-def table(result: dict[str, Any]) -> str:
+def described(result: dict[str, Any]) -> list[str]:
     """The totals for a terminal."""
     slope = result["rss_slope_mb_per_minute"]
-    lines = [
+    return [
         f"{result['frames']} frames = {result['scored']} scored + {result['dropped']} dropped "
         f"+ {result['left_over']} left over at the end",
         f"age at verdict: {result['age_ms']} ms",
         f"resident memory: {result['minutes'][-1]['rss_mb']} MB, "
         + (f"{slope:+.3f} MB a minute after the first" if slope is not None else "too short for a slope"),
     ]
-    return "\n".join(lines)
 
 
 def minute_line(minute: dict[str, Any]) -> str:

@@ -1,10 +1,6 @@
 """Tables for people: what a build made, what a bundle is, which backbones there are."""
 
-import sys
 from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.table import Table
 
 from pcexport.backbones.registry import list_backbones, student_files
 from pcexport.datasets import LAYOUTS
@@ -18,6 +14,7 @@ from pcrun.bundle.manifest import (
     PrecisionSpec,
     ThresholdSpec,
 )
+from pcrun.commands.tables import facts_table, show, table_of
 
 if TYPE_CHECKING:
     from pcexport.build import BuildSummary
@@ -26,8 +23,7 @@ if TYPE_CHECKING:
 
 def print_summary(summary: "BuildSummary") -> None:
     """The table at the end of `pcexport build`."""
-    console = _console()
-    facts = _facts_table(summary.manifest, f"{summary.output}  ({summary.bytes / 1e6:.1f} MB)")
+    facts = facts_table(_facts(summary.manifest), title=f"{summary.output}  ({summary.bytes / 1e6:.1f} MB)")
     if summary.embed_ms:
         facts.add_row(
             "embedder",
@@ -41,41 +37,36 @@ def print_summary(summary: "BuildSummary") -> None:
             f"{summary.profile.median_ms:.1f} ms an image (median), search {settings.search}, "
             f"provider {settings.provider}; stored as its device profile",
         )
-    console.print(facts)
-    times = Table(title="seconds per step", title_justify="left")
-    times.add_column("step")
-    times.add_column("s", justify="right")
-    for name, seconds in summary.seconds.items():
-        times.add_row(name, f"{seconds:.1f}")
+    rows = [(name, f"{seconds:.1f}") for name, seconds in summary.seconds.items()]
+    times = table_of(("step", "s"), rows, title="seconds per step")
     times.add_row("total", f"{sum(summary.seconds.values()):.1f}", style="bold")
-    console.print(times)
+    show(facts, times)
 
 
 def print_calibration(summary: "CalibrateSummary") -> None:
     """The table at the end of `pcexport calibrate`."""
     before, after = summary.before, summary.manifest.scoring
     kind = "zip" if summary.output.is_file() else "directory"
-    table = Table(title=f"{summary.output}  ({kind})", title_justify="left", show_header=False)
-    table.add_column("what", style="bold")
-    table.add_column("value", overflow="fold")
-    table.add_row("threshold", _threshold(after.threshold))
-    table.add_row("before", _threshold(before.threshold))
-    table.add_row("pixel threshold", _threshold(after.pixel_threshold))
-    table.add_row("before", _threshold(before.pixel_threshold))
-    table.add_row("scored with", f"{summary.scored_with['provider']} {summary.scored_with['precision']}")
-    table.add_row("digest", summary.digest)
-    _console().print(table)
+    rows = [
+        ("threshold", _threshold(after.threshold)),
+        ("before", _threshold(before.threshold)),
+        ("pixel threshold", _threshold(after.pixel_threshold)),
+        ("before", _threshold(before.pixel_threshold)),
+        ("scored with", f"{summary.scored_with['provider']} {summary.scored_with['precision']}"),
+        ("digest", summary.digest),
+    ]
+    show(facts_table(rows, title=f"{summary.output}  ({kind})"))
 
 
 def print_bundle(bundle: Bundle) -> None:
     """What `pcexport inspect` shows."""
-    console = _console()
-    table = _facts_table(bundle.manifest, str(bundle.path))
-    table.add_row("digest", bundle.digest)
-    for name, entry in sorted(bundle.manifest.files.items()):
-        table.add_row(name, f"{entry.bytes:,} bytes, sha256 {entry.sha256[:16]}…")
-    table.add_row("created by", ", ".join(f"{k} {v}" for k, v in sorted(bundle.manifest.created_by.items())))
-    console.print(table)
+    rows = [*_facts(bundle.manifest), ("digest", bundle.digest)]
+    rows += [
+        (name, f"{entry.bytes:,} bytes, sha256 {entry.sha256[:16]}…")
+        for name, entry in sorted(bundle.manifest.files.items())
+    ]
+    created_by = ", ".join(f"{k} {v}" for k, v in sorted(bundle.manifest.created_by.items()))
+    show(facts_table([*rows, ("created by", created_by)], title=str(bundle.path)))
 
 
 def print_backbones() -> None:
@@ -83,43 +74,29 @@ def print_backbones() -> None:
     # The one table that needs onnx.
     from pcexport.backbones.student_file import read_student
 
-    table = Table(title="backbones", title_justify="left")
-    for column in ("name", "layers", "from", "note"):
-        table.add_column(column, overflow="fold")
+    table = table_of(("name", "layers", "from", "note"), title="backbones", words=range(4))
     for path in student_files():
         facts = read_student(path).facts
         table.add_row(path.stem, ", ".join(facts.layers), "student file", facts.note)
     for spec in list_backbones():
         table.add_row(spec.name, ", ".join(spec.default_layers), spec.family, spec.note)
-    _console().print(table)
-    print("Any other torchvision classification CNN works with --layers, any timm model as timm:NAME, and a")
-    print("student file of `pcexport distill` by its path. All but students need the extra `export`.")
+    show(
+        table,
+        "Any other torchvision classification CNN works with --layers, any timm model as timm:NAME, and a\n"
+        "student file of `pcexport distill` by its path. All but students need the extra `export`.",
+    )
 
 
 def print_layouts() -> None:
     """What `pcexport datasets` shows."""
-    table = Table(title="layouts of data", title_justify="left", show_lines=True)
-    table.add_column("name", no_wrap=True)
-    table.add_column("title")
-    table.add_column("what DATA holds", overflow="fold")
-    for layout in LAYOUTS.values():
-        table.add_row(layout.name, layout.title, layout.expects)
-    _console().print(table)
-    print("`pcexport build` finds out which one it is; --layout NAME decides. More: docs/datasets.md.")
-
-
-def _console() -> Console:
-    """Standard output; wide where it is no terminal, so that a digest stays on one line for grep."""
-    return Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-
-
-def _facts_table(manifest: Manifest, title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column("what", style="bold")
-    table.add_column("value", overflow="fold")
-    for name, value in _facts(manifest):
-        table.add_row(name, value)
-    return table
+    rows = [(layout.name, layout.title, layout.expects) for layout in LAYOUTS.values()]
+    table = table_of(("name", "title", "what DATA holds"), rows, title="layouts of data", words=range(3))
+    table.show_lines = True
+    table.columns[0].no_wrap = True
+    show(
+        table,
+        "`pcexport build` finds out which one it is; --layout NAME decides. More: docs/datasets.md.",
+    )
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:

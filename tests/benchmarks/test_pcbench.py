@@ -74,7 +74,7 @@ def test_search_keeps_every_sample_and_gives_their_medians(
         assert {"exact BLAS", "quantised image", "quantised mask", "hnsw image", "hnsw mask"} <= set(searched)
         assert searched["hnsw mask"]["verified_patches"] >= searched["hnsw image"]["verified_patches"] > 0
     shown = capsys.readouterr().out
-    assert "of exact" in shown and "of the bare embedder" in shown
+    assert "search exact" in shown and "the bare embedder" in shown
 
 
 def test_search_measures_cold_starts(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from rich.table import Table
+
 from pcbench.compare.pairs import FASTER, SLOWER, UNKNOWN, Compared, Pair
 from pcbench.compare.statistics import CONFIDENCE
+from pcrun.commands.tables import table_of
 
-_WIDTHS = {
-    "old ms": 9, "new ms": 9, "change": 9, "95 % interval": 20, "p": 8, "old p99": 9, "new p99": 9,
-}  # fmt: skip
-_HEAD = "".join(f"{name:>{width}}" for name, width in _WIDTHS.items()) + "  verdict"
+_COLUMNS = ("pair", "old ms", "new ms", "change", "95 % interval", "p", "old p99", "new p99", "verdict")
 # A larger ratio is no percentage that anybody reads.
 _IN_PERCENT = 10.0
 _EXPLANATION = (
@@ -17,13 +17,13 @@ _EXPLANATION = (
 )
 
 
-def table(compared: Compared) -> str:
-    """One line per pair, then what else there is to say."""
-    lines = [_HEAD]
+def described(compared: Compared) -> list[Table | str]:
+    """One row per pair, then what else there is to say."""
+    table = table_of(_COLUMNS, words=(0, len(_COLUMNS) - 1))
     for pair in compared.pairs:
-        medians, tails = (f"{old:9.2f}{new:9.2f}" for old, new in (pair.medians_ms, pair.p99_ms))
-        lines.append(f"{medians}{_change(pair)}{tails}  {_verdict(pair, compared)}: {pair.title}")
-    lines.append(_EXPLANATION)
+        medians, tails = ((f"{old:.2f}", f"{new:.2f}") for old, new in (pair.medians_ms, pair.p99_ms))
+        table.add_row(pair.title, *medians, *_change(pair), *tails, _verdict(pair, compared))
+    lines = [_EXPLANATION]
     lines += [f"ran before, cannot run now: {text}" for text in compared.broken]
     lines += [f"note: {note}" for note in compared.notes]
     counts = {
@@ -32,15 +32,14 @@ def table(compared: Compared) -> str:
     summed = f"{len(compared.pairs)} pairs: {counts[SLOWER]} slower, {counts[FASTER]} faster"
     if counts[UNKNOWN]:
         summed += f", {counts[UNKNOWN]} too uncertain to tell (measure longer, or with more --runs)"
-    return "\n".join([*lines, summed])
+    return [table, *lines, summed]
 
 
-def _change(pair: Pair) -> str:
+def _change(pair: Pair) -> tuple[str, str, str]:
     if pair.difference is None or pair.p_adjusted is None:
-        return f"{'-':>9}{'-':>20}{'-':>8}"
+        return "-", "-", "-"
     low, high = pair.difference.interval
-    interval = f"{_percent(low)} .. {_percent(high)}"
-    return f"{_percent(pair.difference.ratio):>9}{interval:>20}{pair.p_adjusted:8.4f}"
+    return _percent(pair.difference.ratio), f"{_percent(low)} .. {_percent(high)}", f"{pair.p_adjusted:.4f}"
 
 
 def _percent(ratio: float) -> str:

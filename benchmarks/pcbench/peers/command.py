@@ -70,7 +70,8 @@ def peers(
 ) -> int:
     """Compare a bundle with what one would deploy instead, on IMAGES: one ONNX graph, and anomalib."""
     from pcbench.peers.measure import measure_peers
-    from pcbench.peers.table import table
+    from pcbench.peers.table import described
+    from pcrun.commands.tables import show
 
     result = measure_peers(
         bundle,
@@ -85,5 +86,5 @@ def peers(
         name=name,
         say=say,
     )
-    print(table(result))
+    show(*described(result))
     return 0

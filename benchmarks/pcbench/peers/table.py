@@ -2,25 +2,33 @@
 
 from typing import Any
 
+from rich.table import Table
+
 from pcbench.peers.contenders import CONTENDERS
+from pcrun.commands.tables import table_of
 
 
-def table(result: dict[str, Any]) -> str:
+def described(result: dict[str, Any]) -> list[Table | str]:
     """A row a pair, then who was absent, and what makes the figures doubtful."""
-    lines = [
-        f"{ours_line(result)}; bank {result['bank']:,} x {result['dim']}, {result['images']} images",
-        f"{'peer':<30} {'pcrun ms':>9} {'peer ms':>8} {'ratio':>6} {'of rounds':>12} {'pcrun MB':>9} "
-        f"{'peer MB':>8}  scores differ by",
-    ]
+    table = table_of(
+        ("peer", "pcrun ms", "peer ms", "ratio", "of rounds", "pcrun MB", "peer MB", "scores differ by")
+    )
     for pair in result["pairs"]:
-        spread = f"{pair['ratio_least']:.2f} .. {pair['ratio_most']:.2f}"
-        lines.append(
-            f"{pair['title']:<30} {pair['ours']['median_ms']:>9.2f} {pair['theirs']['median_ms']:>8.2f} "
-            f"{pair['ratio']:>6.2f} {spread:>12} {megabytes(pair['ours']['peak_rss_mb']):>9} "
-            f"{megabytes(pair['theirs']['peak_rss_mb']):>8}  {difference(result['checks'][pair['peer']])}"
+        sides = (pair["ours"], pair["theirs"])
+        table.add_row(
+            pair["title"],
+            *(f"{side['median_ms']:.2f}" for side in sides),
+            f"{pair['ratio']:.2f}",
+            f"{pair['ratio_least']:.2f} .. {pair['ratio_most']:.2f}",
+            *(megabytes(side["peak_rss_mb"]) for side in sides),
+            difference(result["checks"][pair["peer"]]),
         )
-    lines += [f"absent: {CONTENDERS[name].title}: {reason}" for name, reason in result["absent"].items()]
-    return "\n".join([*lines, *(f"warning: {text}" for text in result["warnings"])])
+    return [
+        f"{ours_line(result)}; memory bank {result['bank']:,} x {result['dim']}, {result['images']} images",
+        table,
+        *(f"absent: {CONTENDERS[name].title}: {reason}" for name, reason in result["absent"].items()),
+        *(f"warning: {text}" for text in result["warnings"]),
+    ]
 
 
 def ours_line(result: dict[str, Any]) -> str:

@@ -3,16 +3,13 @@
 import csv
 import io
 import json
-import sys
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from pcexport.evaluation.metrics import Metric
 from pcexport.evaluation.run import Evaluation, to_json
 from pcexport.evaluation.scored import ScoredImage
 from pcexport.report.format import format_l2
+from pcrun.commands.tables import show, table_of
 from pcrun.files import write_file
 
 CSV_FIELDS = (
@@ -92,13 +89,10 @@ def name_of(image: ScoredImage, root: Path) -> str:
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """What `pcexport eval` shows on a terminal."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     found = {label: len(evaluation.of_label(label)) for label in ("normal", "defective", "unlabelled")}
     images = ", ".join(f"{count:,} {label}" for label, count in found.items() if count)
-    table = Table(title=f"{evaluation.manifest.name} on {evaluation.data['name']}", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
+    title = f"{evaluation.manifest.name} on {evaluation.data['name']}"
+    table = table_of(("figure", "value", "95 % interval"), title=title)
     table.add_row("images", images, "")
     flagged = sum(image.is_anomalous for image in evaluation.scored)
     table.add_row(
@@ -115,24 +109,21 @@ def print_evaluation(evaluation: Evaluation) -> None:
     table.add_section()
     total = evaluation.latency_ms["total"]
     table.add_row("milliseconds an image (p50)", f"{total['p50']:.1f}", f"p99 {total['p99']:.1f}")
-    console.print(table)
+    show(table)
     if metrics and metrics.classes:
-        _print_classes(evaluation, console)
+        _print_classes(evaluation)
 
 
-def _print_classes(evaluation: Evaluation, console: Console) -> None:
+def _print_classes(evaluation: Evaluation) -> None:
     assert evaluation.metrics is not None
-    table = Table(title="classes of defects", title_justify="left")
-    for number, column in enumerate(
-        ("class", "images", "found", "image AUROC", "pixel AUROC", "AUPRO up to 30 %")
-    ):
-        table.add_column(column, justify="right" if number else "left")
+    columns = ("class", "images", "found", "image AUROC", "pixel AUROC", "AUPRO up to 30 %")
+    table = table_of(columns, title="classes of defects")
     for name, figures in evaluation.metrics.classes.items():
         members = [image for image in evaluation.scored if image.image.defect == name]
         found = sum(image.is_anomalous for image in members)
         values = (described(figures[key])[0] for key in ("image_auroc", "auroc", "aupro_30"))
         table.add_row(name, str(len(members)), str(found), *values)
-    console.print(table)
+    show(table)
 
 
 def described(metric: Metric) -> tuple[str, str]:

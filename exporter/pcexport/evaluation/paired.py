@@ -1,12 +1,8 @@
 """Several bundles on the same images, side by side, with paired differences."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from pcexport.errors import BuildError
 from pcexport.evaluation.metrics import Metric, interval_of
@@ -14,6 +10,7 @@ from pcexport.evaluation.outputs import IMAGE_METRICS, PIXEL_METRICS
 from pcexport.evaluation.run import Evaluation
 from pcexport.evaluation.run import to_json as evaluation_json
 from pcexport.report.format import format_l2
+from pcrun.commands.tables import show, table_of
 
 # What bundles are compared by.
 _COMPARED = (("image", "auroc"), ("image", "recall"), ("image", "false_positive_rate"), ("pixel", "auroc"),
@@ -116,18 +113,12 @@ def table_rows(
 
 def print_comparison(evaluations: Sequence[Evaluation], rows: Sequence[dict[str, Difference]]) -> None:
     """One column per bundle: accuracy, latency, size."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    table = Table(title=f"bundles on {evaluations[0].data['name']}", title_justify="left")
-    table.add_column("figure")
-    for title in titles(evaluations):
-        table.add_column(title, justify="right")
+    table = table_of(("figure", *titles(evaluations)), title=f"bundles on {evaluations[0].data['name']}")
     for part in table_rows(evaluations, rows):
         for row in part:
             table.add_row(*row)
         table.add_section()
-    console.print(table)
-    if evaluations[0].metrics is not None:
-        console.print(EXPLANATION)
+    show(table, *([EXPLANATION] if evaluations[0].metrics is not None else []))
 
 
 EXPLANATION = (

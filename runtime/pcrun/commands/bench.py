@@ -1,9 +1,11 @@
 """The job behind `pcrun bench`: measure, print, store."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
 
 from pcrun.bench.cold import cold_starts
 from pcrun.bench.content import Content, file_content, golden_contents, video_content
@@ -11,6 +13,8 @@ from pcrun.bench.measure import SCENARIOS, Job, measure
 from pcrun.bench.scenarios import Limits
 from pcrun.bundle.bundle import Bundle
 from pcrun.commands.run import DetectorOptions, find_bundle, load_detector, say
+from pcrun.commands.support import print_json
+from pcrun.commands.tables import show, table_of
 from pcrun.detector import missing_limit
 from pcrun.errors import SourceError
 from pcrun.files import make_folder, write_file
@@ -51,7 +55,10 @@ def bench_here(
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     if output is not None:
         write_file(output, (text + "\n").encode())
-    print(text if as_json else "\n".join(table(report)))
+    if as_json:
+        print_json(report)
+    else:
+        show(*described(report))
     return 0
 
 
@@ -77,24 +84,24 @@ def _cold_starts(bundle: Bundle, content: Content, options: dict[str, Any], star
     return [round(value, 4) for value in seconds]
 
 
-def table(report: dict[str, Any]) -> list[str]:
-    """The report for a terminal, line by line."""
+def described(report: dict[str, Any]) -> list[Table | str]:
+    """The report for a terminal."""
     settings = ", ".join(_settings(report["settings"]))
     bundle, machine = report["bundle"], report["machine"]
-    lines = [
+    parts: list[Table | str] = [
         f"{bundle['file'] or bundle['name']}: {bundle['backbone']}, memory bank {bundle['memory_bank']:,}",
         f"{machine['cpu']}, {machine['cores']} cores; {settings}",
         f"the first {report['warm_up_images']} images of each kind are warm-up and not counted",
     ]
     for content in report["contents"]:
-        lines += ["", f"{content['name']} ({content['images']} images)"]
+        images = content["images"]
+        parts.append(f"\n{content['name']} ({images:,} image{'' if images == 1 else 's'})")
         for name, result in content["scenarios"].items():
-            lines += _scenario_lines(name, result)
+            parts += _scenario(name, result)
     if "cold_start_s" in report:
         starts = ", ".join(f"{value:.2f}" for value in report["cold_start_s"])
-        lines += ["", f"process start to first verdict: {starts} s"]
-    lines.append(f"peak resident memory {report['peak_resident_mb']} MB")
-    return lines
+        parts.append(f"\nprocess start to first verdict: {starts} s")
+    return [*parts, f"peak resident memory {report['peak_resident_mb']} MB"]
 
 
 def _settings(settings: dict[str, Any]) -> Iterator[str]:
@@ -107,24 +114,23 @@ def _settings(settings: dict[str, Any]) -> Iterator[str]:
             yield f"{name} {value}"
 
 
-def _scenario_lines(name: str, result: dict[str, Any]) -> Sequence[str]:
+def _scenario(name: str, result: dict[str, Any]) -> list[Table | str]:
     value = result["value"]
     shown = "none" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
-    lines = [f"  {name}: {result['metric']} {shown}"]
+    parts: list[Table | str] = [f"{name}: {result['metric']} {shown}"]
     if "latency_ms" in result:
         summary = result["latency_ms"]
-        lines.append(f"    {'ms':<10}" + "".join(f"{column:>10}" for column in _COLUMNS))
-        for stage, figures in {
-            **result.get("stages", {}),
-            "age" if "fps" in result else "query": summary,
-        }.items():
-            lines.append(f"    {stage:<10}" + "".join(f"{figures[column]:>10.2f}" for column in _COLUMNS))
-        lines.append(f"    {summary['count']:,} queries, standard deviation {summary['std']:.2f} ms")
+        stages = {**result.get("stages", {}), "age" if "fps" in result else "query": summary}
+        rows = [
+            (stage, *(f"{figures[column]:.2f}" for column in _COLUMNS)) for stage, figures in stages.items()
+        ]
+        parts.append(table_of(("ms", *_COLUMNS), rows))
+        parts.append(f"{summary['count']:,} queries, standard deviation {summary['std']:.2f} ms")
     if "images_per_second" in result:
-        lines.append(f"    {result['images_per_second']:.1f} images a second")
+        parts.append(f"{result['images_per_second']:.1f} images a second")
     if "fps" in result:
-        lines.append(
-            f"    {result['frames']:,} frames at {result['fps']:g} a second: {result['scored']:,} scored, "
+        parts.append(
+            f"{result['frames']:,} frames at {result['fps']:g} a second: {result['scored']:,} scored, "
             f"{result['dropped']:,} dropped, the others came when it was over"
         )
-    return [*lines, *(f"    warning: {warning}" for warning in result["warnings"])]
+    return [*parts, *(f"warning: {warning}" for warning in result["warnings"])]

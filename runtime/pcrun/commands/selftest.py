@@ -5,6 +5,7 @@ from pathlib import Path
 from pcrun.bundle.bundle import Bundle
 from pcrun.commands.run import find_bundle, warnings_on_stderr
 from pcrun.commands.support import EXIT_OK, print_json
+from pcrun.commands.tables import show, table_of
 from pcrun.detector import AnomalyDetector, missing_limit
 from pcrun.records import to_jsonable
 from pcrun.selftest import SelftestReport, run_selftest
@@ -49,15 +50,20 @@ def selftest(
 
 
 def _print_selftest(report: SelftestReport, detector: AnomalyDetector) -> None:
-    print(f"{'sample':<18} {'label':<10} {'built':>10} {'here':>10} {'difference':>11}  result")
-    for check in report.checks:
-        result = "ok" if check.passed else "DIFFERS"
-        print(
-            f"{check.sample.file:<18} {check.sample.label:<10} {check.sample.image_score:>10.5f} "
-            f"{check.image_score:>10.5f} {check.relative_difference:>11.1e}  {result}"
+    rows = [
+        (
+            check.sample.file,
+            check.sample.label,
+            f"{check.sample.image_score:.5f}",
+            f"{check.image_score:.5f}",
+            f"{check.relative_difference:.1e}",
+            "ok" if check.passed else "DIFFERS",
         )
+        for check in report.checks
+    ]
     passed = sum(check.passed for check in report.checks)
-    print(
+    show(
+        table_of(("sample", "label", "built", "here", "difference", "result"), rows, words=(0, 1, 5)),
         f"{passed} of {len(report.checks)} golden samples agree within {report.tolerance_relative:g} "
-        f"(provider {detector.provider}, search {detector.search})"
+        f"(provider {detector.provider}, search {detector.search})",
     )
