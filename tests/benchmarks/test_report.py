@@ -49,7 +49,7 @@ def test_copies_of_a_gpu_are_one_part_of_the_bars_and_two_rows_of_the_tables(
     (path,) = folder.iterdir()
     cell = json.loads(path.read_text(encoding="utf-8"))
     for content in cell["contents"]:
-        stages = content["scenarios"]["single-stream"]["stages"]
+        stages = content["scenarios"]["single-stream"]["stages_ms"]
         for stage, factor in (("host_to_device", 2.0), ("device_to_host", 3.0)):
             stages[stage] = {name: factor * value for name, value in stages["embed"].items()}
     path.write_text(json.dumps(cell), encoding="utf-8")

@@ -142,7 +142,7 @@ def _run(data: dict[str, Any]) -> int:
 
 
 def _complete(result: dict[str, Any]) -> bool:
-    for key in ("samples_ms", "latency_ms", "stages", "warnings"):
+    for key in ("samples_ms", "latency_ms", "stages_ms", "warnings"):
         result[key]
     return True
 

@@ -110,7 +110,7 @@ def stage_plot(cells: Sequence[Measured]) -> Plot:
     left = len(shown) - _MOST_BARS
     shown = shown[:_MOST_BARS]
     names = [f"{name} · {cell.content}" for name, cell in zip(short_names(shown), shown, strict=True)]
-    copied = any(set(COPY_STAGES) & set(cell.result["stages"]) for cell in shown)
+    copied = any(set(COPY_STAGES) & set(cell.result["stages_ms"]) for cell in shown)
     parts = (*STAGES, *((_COPIES,) if copied else ()))
 
     def draw(wide: bool) -> Figure:
@@ -140,7 +140,7 @@ def stage_plot(cells: Sequence[Measured]) -> Plot:
 
 
 def _mean(cell: Measured, part: str) -> float:
-    stages = cell.result["stages"]
+    stages = cell.result["stages_ms"]
     wanted = COPY_STAGES if part == _COPIES else (part,)
     return sum(float(stages[stage]["mean"]) for stage in wanted if stage in stages)
 

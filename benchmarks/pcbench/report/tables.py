@@ -60,7 +60,9 @@ def title_of(cell: Measured) -> str:
 
 def section_of(cell: Measured, inputs: Inputs) -> Section:
     """Everything about one cell."""
-    rows = [(stage, figures(summary)) for stage, summary in cell.result["stages"].items() if stage != "total"]
+    rows = [
+        (stage, figures(summary)) for stage, summary in cell.result["stages_ms"].items() if stage != "total"
+    ]
     rows.append(("query", figures(cell.result["latency_ms"])))
     return Section(title_of(cell), rows, facts_of(cell, inputs), cell.warnings)
 

@@ -13,8 +13,8 @@ from pcrun.commands.tables import show, table_of
 from pcrun.files import write_file
 
 CSV_FIELDS = (
-    "image", "label", "class", "score", "threshold", "verdict", "map_maximum", "regions", "width", "height",
-    "defect_px", "found_px", "false_px", "total_ms",
+    "image", "label", "class", "score", "threshold", "verdict", "map_maximum", "regions", "width_px",
+    "height_px", "defect_px", "found_px", "false_px", "total_ms",
 )  # fmt: skip
 # Names of figures as people read them, in their order.
 IMAGE_METRICS = {
@@ -66,8 +66,8 @@ def csv_of(evaluation: Evaluation, root: Path) -> str:
             "verdict": "anomalous" if image.is_anomalous else "normal",
             "map_maximum": repr(image.map_maximum),
             "regions": image.regions,
-            "width": image.size[0],
-            "height": image.size[1],
+            "width_px": image.size[0],
+            "height_px": image.size[1],
             "total_ms": round(image.timings_ms["total"], 3),
         }
         if pixels is not None:

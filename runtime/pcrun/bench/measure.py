@@ -232,7 +232,7 @@ def _stages(staged: StagedDetector, images: int) -> dict[str, Any]:
         for stage, values in staged.samples.items()
     }
     return {
-        "stages": {stage: dataclasses.asdict(summarise(values)) for stage, values in queries.items()},
+        "stages_ms": {stage: dataclasses.asdict(summarise(values)) for stage, values in queries.items()},
         "stage_samples_ms": {stage: _rounded(values) for stage, values in queries.items()},
     }
 

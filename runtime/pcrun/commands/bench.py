@@ -120,7 +120,7 @@ def _scenario(name: str, result: dict[str, Any]) -> list[Table | str]:
     parts: list[Table | str] = [f"{name}: {result['metric']} {shown}"]
     if "latency_ms" in result:
         summary = result["latency_ms"]
-        stages = {**result.get("stages", {}), "age" if "fps" in result else "query": summary}
+        stages = {**result.get("stages_ms", {}), "age" if "fps" in result else "query": summary}
         rows = [
             (stage, *(f"{figures[column]:.2f}" for column in _COLUMNS)) for stage, figures in stages.items()
         ]
