@@ -1,5 +1,6 @@
 """The job behind `pcrun tune`: measure, store, and show what was measured."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pcrun.bundle.bundle import Bundle
@@ -30,8 +31,6 @@ def tune_here(
     opened = Bundle.load(find_bundle(bundle))
     content = _read_content(opened, images) if images else golden_content(opened)
     make_profile_folder()  # minutes of measuring must not end with "cannot be made"
-    if not as_json:
-        print(f"{_COLUMNS} {'median ms':>9} {'p90 ms':>8}")
     with warnings_on_stderr():
         profile = tune(
             opened,
@@ -40,7 +39,7 @@ def tune_here(
             precision=precision,
             threads=threads,
             images=frames,
-            say=(lambda trial: None) if as_json else _print_trial,
+            say=(lambda trial: None) if as_json else _trial_printer(),
         )
     path = save_profile(profile)
     met = budget_ms is None or profile.p90_ms <= budget_ms
@@ -61,8 +60,16 @@ def _read_content(bundle: Bundle, images: tuple[str, ...]) -> TuneContent:
     )
 
 
-def _print_trial(trial: Trial) -> None:
-    print(f"{_described(trial.settings)} {trial.median_ms:>9.2f} {trial.p90_ms:>8.2f}", flush=True)
+def _trial_printer() -> Callable[[Trial], None]:
+    """Prints each trial; the head above the first, since an error may come before it."""
+    head = [f"{_COLUMNS} {'median ms':>9} {'p90 ms':>8}"]
+
+    def print_trial(trial: Trial) -> None:
+        while head:
+            print(head.pop())
+        print(f"{_described(trial.settings)} {trial.median_ms:>9.2f} {trial.p90_ms:>8.2f}", flush=True)
+
+    return print_trial
 
 
 def _print_choice(profile: DeviceProfile, path: Path) -> None:

@@ -193,6 +193,12 @@ class TestCommand:
         # Another request.
         assert "no device profile (`pcrun tune` makes one)" in run(*arguments[:-2])[2]
 
+    def test_an_error_before_the_first_trial_leaves_no_head_of_a_table(
+        self, run: Run, tiny_bundle: Path
+    ) -> None:
+        code, out, err = run("tune", "--bundle", tiny_bundle, "--provider", "cpu", "--precision", "bf16")
+        assert code == 2 and out == "" and "does not compute in bf16" in err
+
     def test_json(self, run: Run, tiny_bundle: Path, profile_cache: Path) -> None:
         code, out, err = run("tune", "--bundle", tiny_bundle, *FRAMES, "--json")
         told = json.loads(out)
