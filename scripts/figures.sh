@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Measures every figure of the README again, on Magnetic Tile Defects: builds bundles with memory banks of three sizes,
-# runs all of pcbench and writes benchmarks/results/*.json and the README's tables. Takes about 25 minutes on 2 cores, the
-# peers apart; keep the machine quiet. Needs the project installed with its extras export, cpu, openvino.
+# Measures every figure of the README again but the sizes of environments (environments.py), on Magnetic Tile Defects:
+# builds bundles with memory banks of three sizes, runs all of pcbench and writes benchmarks/results/*.json and the
+# README's tables. Takes about 25 minutes on 2 cores, the peers apart; keep the machine quiet. Needs the project installed
+# with its extras export, cpu, openvino.
 #
 #   scripts/figures.sh DATA WEIGHTS [VIDEO]   DATA: folder with split.json, WEIGHTS: ResNet-18 for ImageNet (.pth),
 #                                             VIDEO: of normal parts, shown as a camera for ten minutes more
