@@ -71,6 +71,17 @@ def test_a_file_without_rows_is_refused(
     assert "Expected float32 (rows, dim)" in capsys.readouterr().err
 
 
+def test_a_file_of_another_kind_is_refused_without_advice_to_unpickle_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.npy"
+    rows.write_text("no numbers")
+    arguments = ["coreset", "--embeddings", str(rows), "--name", "x", "-o", str(tmp_path / "x.json")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "rows.npy is not a whole .npy file" in error and "pickle" not in error
+
+
 def test_plain_greedy_is_the_algorithm_of_the_paper() -> None:
     rows = random_rows(300, 5, seed=0)
     rows[100:200] = rows[:100]  # ties

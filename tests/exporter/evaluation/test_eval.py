@@ -227,7 +227,7 @@ def test_bundles_of_one_name_are_told_apart_by_their_files(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["only.pcbundle"], "Expected BUNDLE DATA"),
+        (["only.pcbundle"], "Expected BUNDLE DATA, got 1 argument."),
         (["a.pcbundle", "b.pcbundle", "data"], "Expected BUNDLE DATA, got 3"),
         (["--compare", "a.pcbundle", "data"], "Expected --compare BUNDLE BUNDLE"),
         (["a.pcbundle", "data", "-o", "report.txt"], "does not end in .html"),
