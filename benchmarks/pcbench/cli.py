@@ -26,6 +26,7 @@ from pcrun.commands.shared_options import (
     threads_option,
 )
 from pcrun.commands.support import HELP_SETTINGS, debug_option, print_json, run_command
+from pcrun.errors import PcError
 
 _RESULTS = Path("benchmarks/results")
 
@@ -188,9 +189,11 @@ def coreset(
     from pcrun.commands.tables import show
 
     candidates = load_rows(embeddings) if embeddings else random_rows(rows, dim, seed=seed)
+    if picks and picks > len(candidates):
+        raise PcError(f"{picks:,} picks of {len(candidates):,} rows. Expected fewer; lower --picks.")
     result = measure_coreset(
         candidates,
-        picks=min(len(candidates), picks or max(2, len(candidates) // 100)),
+        picks=picks or max(2, len(candidates) // 100),
         plain_picks=plain_picks or 0,
         seed=seed,
         threads=threads,

@@ -161,8 +161,10 @@ def load_rows(path: Path) -> FloatArray:
     """
     try:
         rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise PcError(f"{path} cannot be read ({error}). Expected a .npy file.") from error
+    except ValueError as error:  # numpy's text for any other file is advice to unpickle it
+        raise PcError(f"{path} is not a whole .npy file of numbers. Expected float32 (rows, dim).") from error
     if rows.ndim != 2 or rows.dtype != np.float32 or len(rows) < 2:
         raise PcError(
             f"{path} holds {rows.dtype} {rows.shape}. Expected float32 (rows, dim), 2 rows or more."

@@ -26,10 +26,9 @@ def chosen_images(paths: Sequence[str], max_images: int, *, kind: str = "") -> l
     for entry in unlisted(paths):
         files += expand_images(entry)
     if len(files) < MIN_IMAGES:
-        what = f"{kind} images" if kind else "images"
-        raise SourceError(
-            f"{len(files)} {what} are too few for a median. Expected at least {MIN_IMAGES}; name more."
-        )
+        what = f"{kind} image" if kind else "image"
+        count = f"{len(files)} {what}s are" if len(files) != 1 else f"1 {what} is"
+        raise SourceError(f"{count} too few for a median. Expected at least {MIN_IMAGES}; name more.")
     if len(files) > max_images:
         files = [files[i] for i in np.linspace(0, len(files) - 1, max_images).astype(int)]
     return files

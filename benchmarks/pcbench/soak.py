@@ -56,7 +56,9 @@ def _frames_again_and_again(path: Path) -> Iterator[UInt8Array]:
 def _opened(path: Path) -> cv2.VideoCapture:
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
-        raise SourceError(f"{path} cannot be opened as a video.")
+        raise SourceError(
+            f"{path} cannot be opened as a video. Expected a format this OpenCV decodes (MP4, AVI, MKV)."
+        )
     return capture
 
 
@@ -209,7 +211,7 @@ def described(result: dict[str, Any]) -> list[str]:
     return [
         f"{result['frames']} frames = {result['scored']} scored + {result['dropped']} dropped "
         f"+ {result['left_over']} left over at the end",
-        f"age at verdict: {result['age_ms']} ms",
+        "age at verdict: " + ", ".join(f"{name} {value:.1f} ms" for name, value in result["age_ms"].items()),
         f"resident memory: {result['minutes'][-1]['rss_mb']} MB, "
         + (f"{slope:+.3f} MB a minute after the first" if slope is not None else "too short for a slope"),
     ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pcexport.backbones.at_hand import require_backbone
 from pcexport.bundle_writer import check_output, list_files, publish, staging_folder
 from pcexport.calibration.false_alarm_rate import CalibrationPlan, plan_calibration
 from pcexport.calibration.thresholds import NormalScores, baseline_of, choose_thresholds, score_normals
@@ -127,7 +128,10 @@ def build_bundle(
 def _build(data: str, output: Path, config: BuildConfig, steps: Steps, *, force: bool) -> BuildSummary:
     check_output(output, force=force)
     require_precision(config)
+    require_backbone(config.backbone, config.weights)
     dataset = find_dataset(data, config.layout)
+    # Whether there are enough images to choose a threshold from; of those that can be read it is asked again.
+    plan_calibration(len(dataset.normal), config)
     steps.say(
         f"{data}: layout {dataset.layout}, {len(dataset.normal)} normal and {len(dataset.test)} test images"
     )

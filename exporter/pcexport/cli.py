@@ -164,9 +164,8 @@ def evaluate(
     *bundles, data = arguments
     if (not bundles) or (len(bundles) < 2) == compare:
         wanted = "--compare BUNDLE BUNDLE ... DATA" if compare else "BUNDLE DATA"
-        raise click.UsageError(
-            f"Expected {wanted}, got {len(arguments)} arguments. Put a glob into quotes: 'bad/*.png'."
-        )
+        got = f"{len(arguments)} arguments" if len(arguments) != 1 else "1 argument"
+        raise click.UsageError(f"Expected {wanted}, got {got}. Put a glob into quotes: 'bad/*.png'.")
     if output is not None and output.suffix != ".html":
         raise click.UsageError(
             f"{output} does not end in .html. Expected the report's name; .json and .csv follow."

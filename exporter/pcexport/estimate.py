@@ -38,7 +38,7 @@ def announce_needs(
         threads = config.threads or available_cores()
         memory += coreset_memory_bytes(patches, projected or dim, entries, threads=threads)
     steps.say(
-        f"{images} images x {network.spec.patches} patches x {dim} = "
+        f"{images} image{'s' if images != 1 else ''} x {network.spec.patches} patches x {dim} = "
         f"{patches:,} embeddings, memory bank {entries:,}; needs about {disk / 1e9:.2f} GB of disk and "
         f"{memory / 1e9:.1f} GB of memory"
     )

@@ -356,6 +356,11 @@ def choose_thresholds(
     manifest: Manifest, threshold: float | None, pixel_threshold: float | None
 ) -> tuple[float, float]:
     """The image and pixel threshold in force: the caller's, else the bundle's."""
+    if manifest.scoring.threshold is None and threshold is None and pixel_threshold is None:
+        raise BundleError(
+            "The bundle has no thresholds. Expected those from its build; pass --threshold and "
+            "--pixel-threshold."
+        )
     image = _chosen("threshold", threshold, manifest.scoring.threshold)
     stored = manifest.scoring.threshold
     if pixel_threshold is None and threshold is not None and manifest.scoring.pixel_threshold and stored:

@@ -107,7 +107,7 @@ def test_what_cannot_be_compared_is_refused(
         assert measured(output, pictures, *bundles) == 2
         assert message in capsys.readouterr().err
     assert measured(output, pictures / "0.png", tiny_bundle) == 2
-    assert "too few for a median" in capsys.readouterr().err
+    assert "1 image is too few for a median" in capsys.readouterr().err
     assert not output.exists()
 
 

@@ -23,8 +23,11 @@ def sweep(bundle: Path, folder: Path, *arguments: str) -> dict[str, dict[str, An
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def test_a_cell_holds_its_samples_and_what_really_ran(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_cell_holds_its_samples_and_what_really_ran(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = sweep(tiny_bundle, tmp_path / "out")
+    assert "older result" not in capsys.readouterr().err
     (result,) = found.values()
     assert result["kind"] == "latency" and result["error"] is None
     assert result["asked"]["provider"] == result["settings"]["provider"] == "cpu"
@@ -106,7 +109,8 @@ def test_a_file_of_something_else_is_measured_again(
         (folder / f"{name}.json").write_text(json.dumps(result)[:500])
     capsys.readouterr()
     sweep(tiny_bundle, folder, *arguments)
-    assert "1 measured, 0 kept" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "1 measured, 0 kept" in said.out and f"{name} ... (in the place of an older result)" in said.err
 
 
 def test_images_and_defective_ones_are_measured_apart(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -71,6 +71,24 @@ def test_a_file_without_rows_is_refused(
     assert "Expected float32 (rows, dim)" in capsys.readouterr().err
 
 
+def test_more_picks_than_rows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "x.json"
+    arguments = ["coreset", "--rows", "9", "--dim", "2", "--picks", "10", "--name", "x", "-o", str(output)]
+    assert main(arguments) == 2
+    assert "10 picks of 9 rows" in capsys.readouterr().err and not output.exists()
+
+
+def test_a_file_of_another_kind_is_refused_without_advice_to_unpickle_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.npy"
+    rows.write_text("no numbers")
+    arguments = ["coreset", "--embeddings", str(rows), "--name", "x", "-o", str(tmp_path / "x.json")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "rows.npy is not a whole .npy file" in error and "pickle" not in error
+
+
 def test_plain_greedy_is_the_algorithm_of_the_paper() -> None:
     rows = random_rows(300, 5, seed=0)
     rows[100:200] = rows[:100]  # ties

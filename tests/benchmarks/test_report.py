@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from pcbench.cli import main
+from pcbench.report.colours import shared_colours
+from pcbench.report.drawing import SERIES
 from pcbench.report.inputs import read_inputs
 from pcbench.report.plots import all_plots, pareto
 from pcbench.report.tables import milliseconds, section_of
@@ -173,6 +175,39 @@ def test_memory_banks_and_accuracy_are_plotted_when_there_are_several(write: Wri
     by_bundle = {cell.asked["bundle"]: dict(section_of(cell, inputs).facts) for cell in inputs.cells}
     assert by_bundle["small"]["image AUROC"] == "0.9500 on tiles"
     assert by_bundle["large"]["image AUROC"] == "0.9700 on tiles"
+
+
+def test_the_same_settings_have_the_same_colour_in_the_plots_of_every_kind_of_image(write: Writer) -> None:
+    """The medians of the two kinds are in another order, and one setting was measured with one kind alone."""
+    medians = {"none": (3.0, 1.0), "image": (1.0, 4.0), "mask": (2.0, 3.0), "full": (4.0, 2.0)}
+    for number, (exactness, of_kinds) in enumerate(medians.items()):
+        folder = write(exactness=exactness)
+        path = folder / f"{number}.json"
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        for content, median in zip(cell["contents"], of_kinds, strict=True):
+            content["scenarios"]["single-stream"]["latency_ms"]["median"] = median
+        if exactness == "image":
+            del cell["contents"][1]
+        path.write_text(json.dumps(cell), encoding="utf-8")
+    (folder / "eval.json").write_text(json.dumps([evaluation("a", 0.95)]))
+    plots = {plot.name: plot for plot in all_plots(read_inputs([folder]))}
+    for name in ("percentiles", "accuracy"):
+        first, second = ({key.name: key.colour for key in plots[f"{name}-{n}"].key} for n in (1, 2))
+        assert set(first) == set(medians) and set(second) == set(medians) - {"image"}
+        assert len(set(first.values())) == len(first)
+        assert second == {key: first[key] for key in second}
+        (axes,) = plots[f"{name}-2"].draw(True).axes
+        drawn = [line.get_color() for line in axes.get_lines() if line.get_color() in SERIES]
+        assert set(drawn) == {SERIES[colour] for colour in second.values()}
+
+
+def test_a_plot_of_more_settings_than_colours_uses_each_colour_once() -> None:
+    many = len(SERIES)
+    first, second = shared_colours([list(range(many + 3)), list(range(5, 5 + many))])
+    assert list(first) == list(range(many)) and list(second) == list(range(5, 5 + many))
+    for colours in (first, second):
+        assert sorted(colours.values()) == list(range(many))
+    assert all(second[entry] == first[entry] for entry in first if entry in second)
 
 
 def test_an_evaluation_is_found_by_the_digest_of_its_bundle(

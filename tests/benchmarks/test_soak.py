@@ -38,7 +38,9 @@ def test_the_video_begins_again_and_keeps_its_time(video: Path) -> None:
     assert min(greys) < 10 and np.ptp(greys) > 60
 
 
-def test_all_frames_are_accounted_for(tiny_bundle: Path, video: Path, tmp_path: Path) -> None:
+def test_all_frames_are_accounted_for(
+    tiny_bundle: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "results" / "soak.json"
     code = run_command(
         cli,
@@ -55,6 +57,7 @@ def test_all_frames_are_accounted_for(tiny_bundle: Path, video: Path, tmp_path: 
     assert minute["scored"] == result["scored"] and minute["rss_mb"] > 20
     assert result["rss_slope_mb_per_minute"] is None and result["events"]["stopped"] == 1
     json.dumps(result)
+    assert f"age at verdict: p50 {result['age_ms']['p50']:.1f} ms, p90 " in capsys.readouterr().out
 
 
 def test_no_video(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,8 +190,10 @@ def test_a_threshold_decides_the_verdict_and_nothing_else(tiny_bundle: Path) -> 
 
 def test_no_threshold_at_all_is_an_error_that_names_the_option(made_bundle: BundleMaker) -> None:
     path = made_bundle(thresholds=False)
-    with pytest.raises(BundleError, match=r"has no threshold.*pass --threshold"):
+    with pytest.raises(BundleError, match=r"has no thresholds.*pass --threshold and --pixel-threshold"):
         load(path)
+    with pytest.raises(BundleError, match=r"has no threshold\..*pass --threshold"):
+        load(path, pixel_threshold=0.5)
     with pytest.raises(BundleError, match=r"has no pixel-threshold.*pass --pixel-threshold"):
         load(path, threshold=1.0)
     detector = load(path, threshold=1.0, pixel_threshold=0.5)

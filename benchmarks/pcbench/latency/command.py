@@ -73,7 +73,8 @@ _CELL_TIMEOUT_S = 1800.0
     help="A cell that takes longer is ended and recorded as timed out; the others go on.",
 )
 @output_option(
-    "Folder to write, one result file (JSON) per cell; what it holds already is not measured again.",
+    "Folder to write, one result file (JSON) per cell; a cell it holds already, with the same images, is not "
+    "measured again, any other result of that name is replaced.",
     required=True,
 )
 @debug_option

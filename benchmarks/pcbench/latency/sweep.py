@@ -68,7 +68,9 @@ def sweep(
     if tally.kept:
         say(f"{tally.kept} of {len(cells)} cells are in {folder} already")
     for cell in missing:
-        say(f"{cell.settings.name} ...")
+        file = folder / f"{cell.settings.name}.json"
+        # Of other images, of another bundle, machine or software, or of a cell that could not run.
+        say(f"{cell.settings.name} ..." + (" (in the place of an older result)" if file.exists() else ""))
         started = time.monotonic()
         report = run_worker(request_of(cell, images, defective), timeout_s=timeout_s)
         result = {
@@ -80,7 +82,7 @@ def sweep(
             **report,
             **here,
         }
-        save_result(folder / f"{cell.settings.name}.json", "latency", result)
+        save_result(file, "latency", result)
         tally.failed += report["error"] is not None
         tally.measured += report["error"] is None
         progress.add(time.monotonic() - started, failed=report["error"] is not None)

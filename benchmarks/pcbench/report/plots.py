@@ -1,6 +1,6 @@
 """What a report shows as plots: percentiles, stages, memory banks, accuracy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,11 @@ from matplotlib.ticker import FuncFormatter
 
 from pcbench.latency.cell import PAIRED_BY
 from pcbench.latency.load import Measured
+from pcbench.report.colours import Colours, Entries, shared_colours, told_apart
 from pcbench.report.drawing import INK, MUTED, SERIES, Key, new_axes
 from pcbench.report.inputs import Accuracy, Inputs, per_image_ms, short_names
 from pcrun.bench.stages import COPY_STAGES, STAGES
 
-_MOST_SERIES = len(SERIES)
 # Both directions between host and device, in one colour.
 _COPIES = "copies"
 _MOST_BARS = 24
@@ -65,31 +65,41 @@ class Plot:
 def all_plots(inputs: Inputs) -> list[Plot]:
     """Those for which there is something to show."""
     contents = list(dict.fromkeys(cell.content for cell in inputs.cells))
-    plots = []
-    for number, content in enumerate(contents):
-        members = [cell for cell in inputs.cells if cell.content == content]
-        plots.append(percentile_plot(members, content, number))
+    kinds = [[cell for cell in inputs.cells if cell.content == content] for content in contents]
+    entries = list(map(told_apart, kinds))
+    by_median = shared_colours([sorted(cells, key=_median_of(cells)) for cells in entries])
+    plots = [
+        percentile_plot(cells, colours, content, number)
+        for number, (cells, colours, content) in enumerate(zip(entries, by_median, contents, strict=True))
+    ]
     if inputs.cells:
         plots.append(stage_plot(inputs.cells))
+    lines = list(map(_bank_lines, kinds))
+    of_lines = shared_colours([list(alike) for alike in lines])
+    points = [_best_first(cells, inputs.accuracy) for cells in entries]
+    of_points = shared_colours([list(best) for best in points])
     for number, content in enumerate(contents):
-        members = [cell for cell in inputs.cells if cell.content == content]
-        plots += bank_plot(members, content, number)
-        plots += accuracy_plot(members, inputs.accuracy, content, number)
+        plots += bank_plot(lines[number], of_lines[number], content, number)
+        plots += accuracy_plot(points[number], of_points[number], inputs.accuracy, content, number)
     return plots
 
 
-def percentile_plot(cells: Sequence[Measured], content: str, number: int) -> Plot:
+def _median_of(cells: Entries) -> Callable[[Hashable], float]:
+    return lambda entry: float(cells[entry].result["latency_ms"]["median"])
+
+
+def percentile_plot(cells: Entries, colours: Colours, content: str, number: int) -> Plot:
     """Every latency against its rank; the axis makes room for the slowest."""
-    shown = sorted(cells, key=lambda cell: float(cell.result["latency_ms"]["median"]))[:_MOST_SERIES]
+    shown = [cells[entry] for entry in colours]
     left = len(cells) - len(shown)
 
     def draw(wide: bool) -> Figure:
         figure, axes = new_axes(wide=wide, height_px=340 if wide else 280)
         most = max(len(cell.samples_ms) for cell in shown)
-        for cell, colour in zip(shown, SERIES, strict=False):
+        for cell, colour in zip(shown, colours.values(), strict=True):
             values = np.sort(cell.samples_ms)
             ranks = (np.arange(len(values)) + 0.5) / len(values)
-            axes.plot(-np.log10(1 - ranks), values, color=colour, linewidth=1.8)
+            axes.plot(-np.log10(1 - ranks), values, color=SERIES[colour], linewidth=1.8)
         ticks = [p for p in _SHOWN_PERCENTILES[0 if wide else 1 :] if 1 - p / 100 >= 0.5 / most]
         axes.set_xticks([-np.log10(1 - p / 100) for p in ticks], [f"{p:g} %" for p in ticks])
         axes.set_ylim(bottom=0)
@@ -99,9 +109,12 @@ def percentile_plot(cells: Sequence[Measured], content: str, number: int) -> Plo
 
     note = "Each query is in its curve. The axis is logarithmic towards 100 %."
     if left:
-        note += f" The {_MOST_SERIES} cells with the lowest medians are shown, {left} more are in the table."
-    keys = [Key(i, name) for i, name in enumerate(short_names(shown))]
-    return Plot(f"percentiles-{number + 1}", f"Percentiles: {content}", note, draw, keys)
+        note += f" The {len(shown)} cells with the lowest medians are shown, {left} more are in the table."
+    return Plot(f"percentiles-{number + 1}", f"Percentiles: {content}", note, draw, _keys(colours, shown))
+
+
+def _keys(colours: Colours, shown: Sequence[Measured]) -> list[Key]:
+    return [Key(colour, name) for colour, name in zip(colours.values(), short_names(shown), strict=True)]
 
 
 def stage_plot(cells: Sequence[Measured]) -> Plot:
@@ -145,27 +158,34 @@ def _mean(cell: Measured, part: str) -> float:
     return sum(float(stages[stage]["mean"]) for stage in wanted if stage in stages)
 
 
-def bank_plot(cells: Sequence[Measured], content: str, number: int) -> list[Plot]:
-    """Median latency against the size of the memory bank, everything else being equal."""
-    series: dict[tuple[str, ...], list[Measured]] = {}
+def _bank_lines(cells: Sequence[Measured]) -> dict[Hashable, list[Measured]]:
+    """Cells of the same network and settings, where their memory banks have several sizes."""
+    series: dict[Hashable, list[Measured]] = {}
     for cell in cells:
         bundle = cell.whole["bundle"]
         alike = [cell.run, *(cell.asked[name] for name in PAIRED_BY if name != "bundle")]
         network = [bundle["backbone"], bundle["dim"], bundle["input_px"], cell.whole["settings"]["precision"]]
         series.setdefault(tuple(map(str, (*alike, *network))), []).append(cell)
-    lines = [line for line in series.values() if len(set(map(bank_of, line))) > 1]
-    left = len(lines) - _MOST_SERIES
-    lines = lines[:_MOST_SERIES]
+    return {alike: line for alike, line in series.items() if len(set(map(bank_of, line))) > 1}
+
+
+def bank_plot(
+    series: dict[Hashable, list[Measured]], colours: Colours, content: str, number: int
+) -> list[Plot]:
+    """Median latency against the size of the memory bank, everything else being equal."""
+    lines = [series[alike] for alike in colours]
+    left = len(series) - len(lines)
     if not lines:
         return []
 
     def draw(wide: bool) -> Figure:
         figure, axes = new_axes(wide=wide, height_px=320 if wide else 270)
-        for line, colour in zip(lines, SERIES, strict=False):
+        for line, colour in zip(lines, colours.values(), strict=True):
             points = sorted(
                 (c.whole["bundle"]["memory_bank"], c.result["latency_ms"]["median"]) for c in line
             )
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, marker="o", markersize=5)
+            style: dict[str, Any] = {"linewidth": 1.8, "marker": "o", "markersize": 5}
+            axes.plot(*zip(*points, strict=True), color=SERIES[colour], **style)
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         sizes = sorted({bank_of(cell) for line in lines for cell in line})
@@ -185,47 +205,58 @@ def bank_plot(cells: Sequence[Measured], content: str, number: int) -> list[Plot
 
     firsts = [line[0] for line in lines]
     names = short_names(firsts) if len(firsts) > 1 else [f"{firsts[0].asked['provider']}"]
-    keys = [Key(i, name) for i, name in enumerate(names)]
+    keys = [Key(colour, name) for colour, name in zip(colours.values(), names, strict=True)]
     note = "Bundles of the same network and settings, with memory banks of several sizes."
     if left > 0:
         note += f" {left} more such lines are in the table."
     return [Plot(f"memory-bank-{number + 1}", f"Latency and memory bank: {content}", note, draw, keys)]
 
 
+def _best_first(cells: Entries, accuracy: dict[str, Accuracy]) -> Entries:
+    """Those whose accuracy is known; those of the Pareto front first, then the quicker ones."""
+    known = {entry: cell for entry, cell in cells.items() if cell.whole["bundle"]["digest"] in accuracy}
+    order = sorted(known, key=lambda entry: (per_image_ms(known[entry]), -_auroc(known[entry], accuracy)))
+    front = pareto([_cost_and_worth(known[entry], accuracy) for entry in order])
+    order = [*(order[i] for i in front), *(order[i] for i in range(len(order)) if i not in front)]
+    return {entry: known[entry] for entry in order}
+
+
+def _cost_and_worth(cell: Measured, accuracy: dict[str, Accuracy]) -> tuple[float, float]:
+    return per_image_ms(cell), _auroc(cell, accuracy)
+
+
 def accuracy_plot(
-    cells: Sequence[Measured], accuracy: dict[str, Accuracy], content: str, number: int
+    points: Entries, colours: Colours, accuracy: dict[str, Accuracy], content: str, number: int
 ) -> list[Plot]:
     """Image AUROC against latency; the line joins what nothing else is both faster and better than."""
-    points = [cell for cell in cells if cell.whole["bundle"]["digest"] in accuracy]
-    points = sorted(points, key=lambda cell: (per_image_ms(cell), -_auroc(cell, accuracy)))
-    frontier = pareto([(per_image_ms(cell), _auroc(cell, accuracy)) for cell in points])
-    order = [*frontier, *(i for i in range(len(points)) if i not in frontier)][:_MOST_SERIES]
+    shown = [points[entry] for entry in colours]
     if not points:
         return []
 
     def draw(wide: bool) -> Figure:
         figure, axes = new_axes(wide=wide, height_px=340 if wide else 290, left_px=68)
-        best = [(per_image_ms(points[i]), _auroc(points[i], accuracy)) for i in frontier]
+        every = [_cost_and_worth(cell, accuracy) for cell in points.values()]
+        best = [every[i] for i in pareto(every)]
         axes.step(*zip(*best, strict=True), where="post", color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        for index, colour in zip(order, SERIES, strict=False):
-            found = accuracy[points[index].whole["bundle"]["digest"]]
-            at = per_image_ms(points[index])
+        for cell, colour in zip(shown, colours.values(), strict=True):
+            found = accuracy[cell.whole["bundle"]["digest"]]
+            at = per_image_ms(cell)
             if found.low is not None and found.high is not None:
-                axes.plot((at, at), (found.low, found.high), color=colour, linewidth=1.2)
-            axes.plot(at, found.image_auroc, "o", color=colour, markersize=7)
+                axes.plot((at, at), (found.low, found.high), color=SERIES[colour], linewidth=1.2)
+            axes.plot(at, found.image_auroc, "o", color=SERIES[colour], markersize=7)
         axes.set_xlim(left=0)
         axes.margins(0.08)
         axes.set_xlabel("median ms per image")
         axes.set_ylabel("image AUROC")
         return figure
 
-    data = ", ".join(sorted({accuracy[cell.whole["bundle"]["digest"]].data for cell in points}))
+    data = ", ".join(sorted({accuracy[cell.whole["bundle"]["digest"]].data for cell in points.values()}))
     note = f"Image AUROC on {data} with its 95 % interval. The broken line is the Pareto front."
-    if len(points) > len(order):
-        note += f" {len(points) - len(order)} slower or less accurate cells are left out."
-    names = short_names([points[i] for i in order])
-    keys = [Key(i, name) for i, name in enumerate(names)]
-    return [Plot(f"accuracy-{number + 1}", f"Accuracy and latency: {content}", note, draw, keys)]
+    if len(points) > len(shown):
+        note += f" {len(points) - len(shown)} slower or less accurate cells are left out."
+    return [
+        Plot(f"accuracy-{number + 1}", f"Accuracy and latency: {content}", note, draw, _keys(colours, shown))
+    ]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:

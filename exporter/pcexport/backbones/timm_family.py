@@ -9,13 +9,12 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
+from pcexport.backbones.at_hand import DEFAULT, UNTRAINED, timm_is_missing
 from pcexport.backbones.download import no_download, probe
 from pcexport.backbones.image_size import check_image_multiple
 from pcexport.backbones.network import FrozenExtractor, Network, seeded
 from pcexport.backbones.registry import TIMM_PREFIX, BackboneSpec, nearest
 from pcexport.backbones.weights import (
-    DEFAULT,
-    UNTRAINED,
     WeightsInfo,
     load_used,
     read_weights,
@@ -93,10 +92,7 @@ def _timm(name: str) -> Any:
     try:
         return importlib.import_module("timm")
     except ImportError as e:
-        raise BuildError(
-            f"backbone timm:{name} needs the package timm, which is not installed. "
-            "Install it: pip install 'patchcore-edge[timm]'"
-        ) from e
+        raise timm_is_missing(TIMM_PREFIX + name) from e
 
 
 def _known_name(name: str) -> str:

@@ -8,12 +8,11 @@ import torchvision
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from pcexport.backbones.at_hand import DEFAULT, UNTRAINED
 from pcexport.backbones.download import fetch
 from pcexport.backbones.network import IMAGENET_MEAN, IMAGENET_STD, FrozenExtractor, Network, seeded
 from pcexport.backbones.registry import BackboneSpec, nearest
 from pcexport.backbones.weights import (
-    DEFAULT,
-    UNTRAINED,
     WeightsInfo,
     load_used,
     read_tensors,

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pcexport.backbones.at_hand import TORCH_SUFFIXES, weights_file
 from pcexport.errors import BuildError
 
-DEFAULT = "default"
-UNTRAINED = "untrained"
-_TORCH_SUFFIXES = (".pth", ".pt")
 _SHOWN = 10
+# What torch.save writes begins so: a zip file, or (before torch 1.6) a pickle.
+_TORCH_BEGINS = (b"PK", b"\x80")
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,13 @@ def read_weights(weights: str) -> tuple[dict[str, Tensor], WeightsInfo]:
         BuildError: no such file, another suffix, unreadable, or holding more than tensors (then nothing of it
             is executed).
     """
-    path = Path(weights).expanduser()
-    if path.suffix.lower() not in (*_TORCH_SUFFIXES, ".safetensors"):
-        raise BuildError(
-            f"weights {weights!r} is neither 'default', 'untrained' nor a .pth, .pt or .safetensors file. "
-            "Pass --weights with one of these."
-        )
-    if not path.is_file():
-        raise BuildError(
-            f"weights file {path} does not exist or is not a file. Check the path given as --weights."
-        )
+    path = weights_file(weights)
     return read_tensors(path), WeightsInfo(f"file {path.name}", sha256_of(path))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a state-dict file by name, on the CPU. Raises BuildError as `read_weights` does."""
-    content = _read_torch(path) if path.suffix.lower() in _TORCH_SUFFIXES else _read_safetensors(path)
+    content = _read_torch(path) if path.suffix.lower() in TORCH_SUFFIXES else _read_safetensors(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     tensors = (
@@ -95,13 +86,27 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as e:
+        _require_torch_begin(path, e)
         raise BuildError(
             f"weights file {path} was refused: it is damaged, or holds pickled objects other than tensors, "
             f"which could run code when loaded. Save only the tensors, torch.save(model.state_dict(), FILE), "
             f"or convert it to .safetensors. ({_first_line(e)})"
         ) from e
     except Exception as e:  # a damaged file fails in many ways, IndexError and struct.error among them
+        _require_torch_begin(path, e)
         raise _unreadable(path, e) from e
+
+
+def _require_torch_begin(path: Path, e: Exception) -> None:
+    """Say so where a file that torch could not read is of another kind altogether."""
+    with path.open("rb") as file:
+        begin = file.read(16)
+    if not begin.startswith(_TORCH_BEGINS):
+        raise BuildError(
+            f"weights file {path} is not one that torch.save wrote: it begins with {begin!r}. Expected a "
+            "state dict; save one with torch.save(model.state_dict(), FILE), or check the path given as "
+            "--weights."
+        ) from e
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -124,7 +129,8 @@ def _unreadable(path: Path, e: Exception) -> BuildError:
 
 
 def _first_line(e: Exception) -> str:
-    return f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[0]}"
+    said = (str(e).strip().splitlines() or [""])[0].partition(". ")[0].rstrip(".")
+    return f"{type(e).__name__}: {said}" if said else type(e).__name__
 
 
 def load_used(module: nn.Module, state: Mapping[str, Tensor], *, known: Iterable[str], origin: str) -> None:

@@ -220,8 +220,8 @@ def _require_enough(images: int, rate: float, *, allow_shortage: bool) -> None:
     needed, _ = images_needed(rate)
     if images < 2:
         raise BuildError(
-            f"{images} readable normal image cannot give a threshold: at least 2 are needed, {needed} for a "
-            f"false-alarm rate of {rate:.2%}. Add images."
+            f"{images} readable normal image{'s' if images != 1 else ''} cannot give a threshold: at least 2 "
+            f"are needed, {needed} for a false-alarm rate of {rate:.2%}. Add images."
         )
     if images < needed and not allow_shortage:
         supported = math.ceil(1e4 / (images + 1)) / 1e4

@@ -44,6 +44,7 @@ class ImageReader:
         self._first_with: dict[bytes, Path] = {}
         self.copies: dict[Path, Path] = {}
         self.skipped = 0
+        self._remarked: set[str] = set()
 
     @property
     def content_sha256(self) -> str:
@@ -119,14 +120,19 @@ class ImageReader:
         return np.ascontiguousarray(tile)
 
     def _remark(self, path: Path, data: bytes) -> None:
-        if has_alpha(data):
-            self.warn(f"{path}: its alpha channel is ignored")
+        """Warn of the first image of each odd kind: a whole data set of them is one line."""
+        if "alpha" not in self._remarked and has_alpha(data):
+            self._remarked.add("alpha")
+            self.warn(f"{path}: its alpha channel is ignored (further such images are not named)")
+        if "dark" in self._remarked:
+            return
         if self._white_level > _DARK_16BIT_LEVEL and _may_be_16bit(data):
             raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             if raw is not None and raw.dtype == np.uint16 and raw.max() < _DARK_16BIT_LEVEL:
+                self._remarked.add("dark")
                 self.warn(
                     f"{path}: a 16-bit image whose largest value is {raw.max()}; if its camera has 12 bits, "
-                    "pass --white-level-16bit 4095"
+                    "pass --white-level-16bit 4095 (further such images are not named)"
                 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pcexport.backbones.at_hand import require_backbone
 from pcexport.backbones.loader import LoadedBackbone, load_backbone
 from pcexport.backbones.registry import find_backbone
 from pcexport.backbones.student_facts import FORMAT, CheckValues, StudentFacts
@@ -16,7 +17,7 @@ from pcexport.distill.pictures import GENERATOR_VERSION
 from pcexport.distill.student import IMAGE_MULTIPLE, STRIDE, student_spec
 from pcexport.distill.student_graph import folded, student_file
 from pcexport.distill.targets import prepare_targets
-from pcexport.distill.train import Trained, Trainer, TrainingSpec
+from pcexport.distill.train import Trained, Trainer, TrainingSpec, require_pictures
 from pcexport.errors import BuildError
 from pcexport.progress import Steps
 from pcrun.files import write_file
@@ -69,8 +70,8 @@ def distill(options: DistillOptions, output: Path, work: Path, steps: Steps) -> 
     Raises:
         BuildError: the teacher does not fit, the images cannot be read, or `work` is of another training.
     """
-    if options.size_px % IMAGE_MULTIPLE:
-        raise BuildError(f"--size {options.size_px} is not a multiple of {IMAGE_MULTIPLE}.")
+    _require_sound(options)
+    steps.say(f"training on {device()}, {options.training.steps} steps of {options.training.batch} pictures")
     spec = student_spec(options.student)
     teacher = load_teacher(options)
     own = OwnImages.find(options.images)
@@ -86,6 +87,14 @@ def distill(options: DistillOptions, output: Path, work: Path, steps: Steps) -> 
     described.pop("check")
     write_file(output.with_suffix(".json"), (json.dumps(described, indent=1) + "\n").encode())
     return described
+
+
+def _require_sound(options: DistillOptions) -> None:
+    """Refuse, before any work, what cannot be trained."""
+    if options.size_px % IMAGE_MULTIPLE:
+        raise BuildError(f"--size {options.size_px} is not a multiple of {IMAGE_MULTIPLE}.")
+    require_pictures(options.pictures, options.training)
+    require_backbone(options.teacher, options.weights)
 
 
 def load_teacher(options: DistillOptions) -> LoadedBackbone:
@@ -170,7 +179,6 @@ def distill_here(output: Path, work: Path | None, *, force: bool, **options: Any
         raise BuildError(f"{output} exists already. Pass --force to replace it, or choose another name.")
     training = TrainingSpec(**{key: options.pop(key) for key in ("steps", "batch", "learning_rate", "seed")})
     steps = Steps()
-    steps.say(f"training on {device()}, {training.steps} steps of {training.batch} pictures")
     chosen = DistillOptions(training=training, **options)
     described = distill(chosen, output, work or output.with_suffix(".work"), steps)
     explained = ", ".join(f"{layer} {share:.1%}" for layer, share in described["data"]["explained"].items())

@@ -62,8 +62,9 @@ def prepare_targets(
         if found != facts:
             different = sorted(key for key in {*found, *facts} if found.get(key) != facts.get(key))
             raise BuildError(
-                f"{folder} holds pictures and targets made with another {', '.join(different)}. Expected "
-                "those of this call; remove the folder, or choose another --work."
+                f"{folder} holds pictures and targets of another call, which differs in "
+                f"{', '.join(different)}. Expected those of this one; remove the folder, or choose another "
+                "--work."
             )
         return _open(folder, shapes, "r")
     folder.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,21 @@ class Trained:
     explained: dict[str, float]
 
 
+def require_pictures(pictures: int, spec: TrainingSpec) -> None:
+    """Refuse too few to learn from and to measure on.
+
+    Raises:
+        BuildError: with how many there must be.
+    """
+    needed = spec.held_out + spec.batch
+    if pictures < needed:
+        count = f"{pictures} pictures are" if pictures != 1 else "1 picture is"
+        raise BuildError(
+            f"{count} too few for {spec.held_out} held-out ones and a batch of {spec.batch}. Expected at "
+            f"least {needed}, and many thousands for a good student; choose a larger --pictures."
+        )
+
+
 class Trainer:
     """Trains one student; everything that must survive an interruption is in its checkpoint."""
 
@@ -80,13 +95,9 @@ class Trainer:
         """Start, or go on from the checkpoint in `work`.
 
         Raises:
-            BuildError: the checkpoint is of another training.
+            BuildError: the checkpoint is of another training, or the pictures are too few.
         """
-        if len(targets) < spec.held_out + spec.batch:
-            raise BuildError(
-                f"{len(targets)} pictures are too few for {spec.held_out} held-out ones and a batch of "
-                f"{spec.batch}. Expected many thousands; choose a larger --pictures."
-            )
+        require_pictures(len(targets), spec)
         self._teacher, self._targets, self._spec, self._work = teacher, targets, spec, work
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         shape = [student.stem, *student.widths, *student.blocks, *teacher.channels]

@@ -185,10 +185,13 @@ def _warn_of_images_to_build_from(dataset: Dataset, steps: Steps) -> None:
 def _warn_of_missing_masks(scored: Sequence[ScoredImage], steps: Steps) -> None:
     without = [image for image in scored if image.pixels is None]
     if without:
-        steps.warn(
-            f"{len(without)} defective images have no mask, the first {without[0].image.name}: they are "
-            "left out of the pixel figures"
+        first = without[0].image.name
+        which = (
+            f"{len(without)} defective images have no mask, the first {first}: they are"
+            if len(without) != 1
+            else f"1 defective image has no mask, {first}: it is"
         )
+        steps.warn(f"{which} left out of the pixel figures")
 
 
 def _latencies(scored: Sequence[ScoredImage]) -> dict[str, dict[str, float]]:

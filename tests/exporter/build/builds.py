@@ -59,3 +59,10 @@ def scores_of(bundle: Path, images: Path, capsys) -> list[float]:
     capsys.readouterr()
     assert pcrun(["--bundle", str(bundle), "--images", str(images), "--format", "jsonl"]) == 0
     return [json.loads(line)["score"] for line in capsys.readouterr().out.splitlines()]
+
+
+def with_exif_rotation(jpeg: bytes) -> bytes:
+    """Insert an EXIF block that says: rotate by 90 degrees clockwise (orientation 6)."""
+    tiff = b"II*\0\x08\0\0\0" + b"\x01\0" + b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" + b"\0\0\0\0"
+    payload = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + (len(payload) + 2).to_bytes(2, "big") + payload + jpeg[2:]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from pcexport import build as build_module
 from pcexport.cli import main
 from pcexport.demo.parts import generate_parts
 from pcexport.graph import network as network_module
-from tests.exporter.build.builds import NORMALS, QUICK, TEST_GOOD, Built
+from tests.exporter.build.builds import NORMALS, QUICK, TEST_GOOD, Built, with_exif_rotation
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +81,21 @@ def plain(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         code = main(["build", str(parts), "-o", str(folder / "part.pcbundle"), *QUICK, "--json"])
     assert code == 0
     return folder / "part.pcbundle"
+
+
+@pytest.fixture
+def mixed(parts: Path, tmp_path: Path) -> Path:
+    """The normal parts and, among them, one of each odd kind."""
+    root = tmp_path / "mixed"
+    shutil.copytree(parts / "train" / "good", root)
+    pixels = cv2.imread(str(root / "000.png"))
+    grey = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    whole = (root / "000.png").read_bytes()
+    (root / "020_corrupt.png").write_bytes(whole[: len(whole) // 2])
+    (root / "021_empty.png").write_bytes(b"")
+    cv2.imwrite(str(root / "022_16bit.png"), pixels.astype(np.uint16) * 257)
+    cv2.imwrite(str(root / "023_grey.png"), grey)
+    cv2.imwrite(str(root / "024_alpha.png"), np.dstack([pixels, grey]))
+    jpeg = cv2.imencode(".jpg", pixels[:, :96])[1].tobytes()
+    (root / "025_rotated.jpg").write_bytes(with_exif_rotation(jpeg))
+    return root

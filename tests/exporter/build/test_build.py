@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed (extra: export)")
@@ -16,7 +15,15 @@ from pcexport.cli import main
 from pcrun.bundle.bundle import Bundle
 from pcrun.cli import main as pcrun
 from pcrun.detector import AnomalyDetector
-from tests.exporter.build.builds import NORMALS, QUICK, STEPS, TEST_GOOD, contents, left_beside
+from tests.exporter.build.builds import (
+    NORMALS,
+    QUICK,
+    STEPS,
+    TEST_GOOD,
+    contents,
+    left_beside,
+    with_exif_rotation,
+)
 
 
 def test_a_build_gives_a_bundle_that_opens_and_passes_its_selftest(plain: Path, capsys) -> None:
@@ -92,31 +99,6 @@ def test_names_with_brackets_are_shown_as_they_are(parts: Path, build, tmp_path:
 
 
 # Images that are odd or broken
-
-
-def with_exif_rotation(jpeg: bytes) -> bytes:
-    """Insert an EXIF block that says: rotate by 90 degrees clockwise (orientation 6)."""
-    tiff = b"II*\0\x08\0\0\0" + b"\x01\0" + b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" + b"\0\0\0\0"
-    payload = b"Exif\0\0" + tiff
-    return jpeg[:2] + b"\xff\xe1" + (len(payload) + 2).to_bytes(2, "big") + payload + jpeg[2:]
-
-
-@pytest.fixture
-def mixed(parts: Path, tmp_path: Path) -> Path:
-    """The normal parts and, among them, one of each odd kind."""
-    root = tmp_path / "mixed"
-    shutil.copytree(parts / "train" / "good", root)
-    pixels = cv2.imread(str(root / "000.png"))
-    grey = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
-    whole = (root / "000.png").read_bytes()
-    (root / "020_corrupt.png").write_bytes(whole[: len(whole) // 2])
-    (root / "021_empty.png").write_bytes(b"")
-    cv2.imwrite(str(root / "022_16bit.png"), pixels.astype(np.uint16) * 257)
-    cv2.imwrite(str(root / "023_grey.png"), grey)
-    cv2.imwrite(str(root / "024_alpha.png"), np.dstack([pixels, grey]))
-    jpeg = cv2.imencode(".jpg", pixels[:, :96])[1].tobytes()
-    (root / "025_rotated.jpg").write_bytes(with_exif_rotation(jpeg))
-    return root
 
 
 def test_odd_images_are_used_and_broken_ones_named_and_counted(mixed: Path, build) -> None:

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed (extra: export)")
 
 from pcexport import build as build_module
+from pcexport.backbones import at_hand
 from pcexport.bundle_writer import publish, staging_folder
 from pcexport.cli import main
 from pcrun.bundle.bundle import Bundle
@@ -37,6 +38,37 @@ def test_an_existing_output_is_refused_before_any_work_and_stays(
     before = contents(plain)
     assert main(["build", str(parts), "-o", str(plain), *QUICK]) == 2
     assert "exists already" in capsys.readouterr().err and contents(plain) == before
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ("nowhere.pth", "nowhere.pth does not exist"),
+        ("folder.pth", "folder.pth does not exist or is not a file"),
+        ("empty.safetensors", "empty.safetensors is empty"),
+        ("other.ckpt", "neither 'default', 'untrained' nor a .pth"),
+        ("defalt", "neither 'default', 'untrained' nor a .pth"),
+    ],
+)
+def test_weights_that_are_not_there_are_refused_before_any_work(
+    parts: Path, tmp_path: Path, monkeypatch, no_work, capsys, weights: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "empty.safetensors").touch()
+    (tmp_path / "other.ckpt").write_bytes(b"weights")
+    assert main(["build", str(parts), "-o", "new.pcbundle", "--weights", weights]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_timm_is_said_before_any_work(
+    parts: Path, tmp_path: Path, monkeypatch, no_work, capsys
+) -> None:
+    monkeypatch.setattr(at_hand, "find_spec", lambda name: None)
+    assert main(["build", str(parts), "-o", str(tmp_path / "new.pcbundle"), "--config", "dinov2"]) == 2
+    error = capsys.readouterr().err
+    assert "timm:vit_small_patch14_dinov2.lvd142m needs the package timm" in error
+    assert "patchcore-edge[timm]" in error
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])

@@ -187,4 +187,8 @@ def test_two_normal_images_are_enough(build, parts: Path, tmp_path: Path) -> Non
 def test_one_normal_image_is_refused(build, parts: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     shutil.copy(parts / "train" / "good" / "000.png", tmp_path / "one")
-    build(data=tmp_path / "one").assert_refused("1 normal image cannot give a threshold")
+    refused = build(data=tmp_path / "one")
+    refused.assert_refused("1 normal image cannot give a threshold")
+    assert "trace" not in refused.err, "refused after work that was for nothing"
+    alone = build("--calibration", "none", data=tmp_path / "one")
+    assert alone.code == 0 and "\n1 image x 64 patches" in alone.err

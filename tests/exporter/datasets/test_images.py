@@ -90,6 +90,17 @@ def test_an_alpha_channel_is_warned_of_and_ignored(tmp_path: Path) -> None:
     assert len(reading.warnings) == 1 and "a.png: its alpha channel is ignored" in reading.warnings[0]
 
 
+def test_a_folder_of_odd_images_is_warned_of_once_for_each_kind(tmp_path: Path) -> None:
+    with_alpha = np.dstack([PIXELS, np.zeros((6, 5), np.uint8)])
+    paths = [write(tmp_path / f"alpha{i}.png", with_alpha + i) for i in range(3)]
+    paths += [write(tmp_path / f"dark{i}.png", np.full((4, 4), 4000 - i, np.uint16)) for i in range(3)]
+    reading = Reading(tmp_path)
+    reading.all(*paths)
+    alpha, dark = reading.warnings
+    assert "alpha0.png" in alpha and "dark0.png" in dark
+    assert all("further such images are not named" in warning for warning in (alpha, dark))
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])
 def test_a_dark_16_bit_image_is_warned_of(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"a{suffix}", np.full((4, 4), 4000, np.uint16))

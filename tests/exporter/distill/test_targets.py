@@ -56,7 +56,7 @@ def test_targets_are_kept_for_the_same_facts_and_refused_for_others(targets: tup
     before = (folder / "pictures.bin").stat().st_mtime_ns
     prepare_targets(folder, tiny_teacher(), dict(FACTS), None, QUIET)
     assert (folder / "pictures.bin").stat().st_mtime_ns == before
-    with pytest.raises(BuildError, match=r"made with another seed\..*remove the folder"):
+    with pytest.raises(BuildError, match=r"of another call, which differs in seed\..*remove the folder"):
         prepare_targets(folder, tiny_teacher(), FACTS | {"seed": 1}, None, QUIET)
 
 

@@ -144,7 +144,7 @@ def test_a_mask_of_another_size(tiny_bundle: Path, data: Path, evaluate: Eval) -
 def test_defects_without_masks_are_counted(tiny_bundle: Path, data: Path, evaluate: Eval) -> None:
     (data / "ground_truth" / "spot" / "01_mask.png").unlink()
     code, _, err = evaluate(tiny_bundle, data)
-    assert code == 0 and "1 defective images have no mask, the first 01.png" in err
+    assert code == 0 and "1 defective image has no mask, 01.png: it is left out" in err
 
 
 def test_images_of_the_bank_are_noticed(
@@ -227,7 +227,7 @@ def test_bundles_of_one_name_are_told_apart_by_their_files(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["only.pcbundle"], "Expected BUNDLE DATA"),
+        (["only.pcbundle"], "Expected BUNDLE DATA, got 1 argument."),
         (["a.pcbundle", "b.pcbundle", "data"], "Expected BUNDLE DATA, got 3"),
         (["--compare", "a.pcbundle", "data"], "Expected --compare BUNDLE BUNDLE"),
         (["a.pcbundle", "data", "-o", "report.txt"], "does not end in .html"),
