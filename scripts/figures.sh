@@ -62,7 +62,7 @@ pcbench search --bundle "$work/bank-1pct.pcbundle" --bundle "$work/bank-10pct.pc
 for size in 1pct 10pct; do
   if [[ -n $peers ]]; then "${peers}pcrun" tune --bundle "$work/bank-$size.pcbundle" --provider cpu; fi
   # Two thirds defective, on which verification costs more.
-  "${peers}pcbench" peers --bundle "$work/bank-$size.pcbundle" --weights "$weights" --name "test images" \
+  "${peers}pcbench" peers --bundle "$work/bank-$size.pcbundle" --weights "$weights" --name "Magnetic Tile Defects, test images" \
     -o "$results/peers-mtd-$size.json" "@$work/normal.txt" "@$work/defective.txt"
 done
 
