@@ -137,6 +137,7 @@ for kind in normal defective; do
   mkdir "$work/$kind"
   awk 'NR % 10 == 1' "$work/$kind.txt" | xargs cp -t "$work/$kind"
 done
+rm -rf "$results/latency-mtd" # what it holds would be kept, as in a sweep that was interrupted
 for threads in 1 2; do
   pcbench latency "${sweep[@]}" --threads "$threads" --exactness none --exactness image --exactness mask --exactness full \
     --images "$work/normal" --defective "$work/defective" --duration 4 --queries 10 \

@@ -10,6 +10,7 @@ from pcbench.peers.table import absent_titles, difference, ours_line
 from pcbench.results import load_results
 from pcrun.commands.options import EXACTNESS_LEVELS
 from pcrun.errors import PcError
+from pcrun.words import plural
 
 BEGIN = "<!-- figures: `pcbench readme` writes what stands between these two lines -->"
 END = "<!-- end of figures -->"
@@ -152,7 +153,7 @@ def _latency_table(results: list[dict[str, Any]], device: Device) -> str:
         "network, precision",
         "memory bank",
         *(f"{level}, {threads[-1]} threads" for level in levels),
-        *(f"mask, {count} thread{'s' if count > 1 else ''}" for count in threads[:-1]),
+        *(f"mask, {count} {plural(count, 'thread')}" for count in threads[:-1]),
         "p99 of mask",
     )
     rows = _head(heads)

@@ -37,6 +37,7 @@ from pcrun.commands.shared_options import (
     output_option,
 )
 from pcrun.commands.support import HELP_SETTINGS, debug_option, is_given, print_json, run_command
+from pcrun.words import plural
 
 
 @click.group(context_settings=HELP_SETTINGS)
@@ -164,7 +165,7 @@ def evaluate(
     *bundles, data = arguments
     if (not bundles) or (len(bundles) < 2) == compare:
         wanted = "--compare BUNDLE BUNDLE ... DATA" if compare else "BUNDLE DATA"
-        got = f"{len(arguments)} arguments" if len(arguments) != 1 else "1 argument"
+        got = f"{len(arguments)} {plural(len(arguments), 'argument')}"
         raise click.UsageError(f"Expected {wanted}, got {got}. Put a glob into quotes: 'bad/*.png'.")
     if output is not None and output.suffix != ".html":
         raise click.UsageError(

@@ -10,6 +10,7 @@ from pcexport.graph.precision import changes_embeddings
 from pcexport.memory_bank.coreset import coreset_memory_bytes, coreset_size
 from pcexport.progress import Steps
 from pcrun.machine.threads import available_cores
+from pcrun.words import plural
 
 # Resident memory besides memory bank and coreset, measured: onnxruntime, with and without torch.
 _BASE_MEMORY_BYTES = {True: 1_150_000_000, False: 350_000_000}
@@ -38,7 +39,7 @@ def announce_needs(
         threads = config.threads or available_cores()
         memory += coreset_memory_bytes(patches, projected or dim, entries, threads=threads)
     steps.say(
-        f"{images} image{'s' if images != 1 else ''} x {network.spec.patches} patches x {dim} = "
+        f"{images} {plural(images, 'image')} x {network.spec.patches} patches x {dim} = "
         f"{patches:,} embeddings, memory bank {entries:,}; needs about {disk / 1e9:.2f} GB of disk and "
         f"{memory / 1e9:.1f} GB of memory"
     )

@@ -29,7 +29,7 @@ from pcrun.commands.options import (
     verdict_options,
     view_options,
 )
-from pcrun.commands.shared_options import json_option, output_option
+from pcrun.commands.shared_options import duration_option, json_option, output_option, queries_option
 from pcrun.commands.support import HELP_SETTINGS, debug_option, is_given, run_command, spread_values
 
 if TYPE_CHECKING:
@@ -249,22 +249,8 @@ def tune(ctx: click.Context, /, **options: Any) -> int:
     type=click.Choice(SCENARIOS),
     help="What a query is, and when the next one comes; left out: single-stream; repeatable.",
 )
-@click.option(
-    "--duration",
-    "duration_s",
-    type=click.FloatRange(min=0),
-    default=10.0,
-    show_default=True,
-    metavar="S",
-    help="Seconds that each scenario lasts, at least.",
-)
-@click.option(
-    "--queries",
-    type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    help="Queries of each scenario, at least.",
-)
+@duration_option("each scenario")
+@queries_option("each scenario")
 @click.option(
     "--bound-ms",
     type=click.FloatRange(min=0, min_open=True),

@@ -17,7 +17,9 @@ from pcrun.commands.options import EXACTNESS_LEVELS
 from pcrun.commands.shared_options import (
     EXACTNESS_HELP,
     THREADS,
+    duration_option,
     output_option,
+    queries_option,
 )
 from pcrun.commands.support import HELP_SETTINGS, debug_option
 
@@ -40,22 +42,8 @@ _CELL_TIMEOUT_S = 1800.0
 )
 @defective_option
 @click.option("--profile", is_flag=True, help="Use the device profile of `pcrun tune`, where there is one.")
-@click.option(
-    "--duration",
-    "duration_s",
-    type=click.FloatRange(0, 86_400),
-    default=10.0,
-    show_default=True,
-    metavar="S",
-    help="Seconds that each kind of image of a cell lasts, at least.",
-)
-@click.option(
-    "--queries",
-    type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    help="Queries of each kind of image, at least.",
-)
+@duration_option("each kind of image of a cell", most_s=86_400)
+@queries_option("each kind of image")
 @click.option(
     "--runs",
     type=click.IntRange(1, 100),

@@ -10,6 +10,7 @@ from pcbench.latency.cell import PAIRED_BY
 from pcbench.results import RESULTS_VERSION
 from pcrun.bench.measure import BENCH_VERSION
 from pcrun.errors import PcError
+from pcrun.words import plural
 
 # Queries of these follow each other; latencies of the others depend on when queries come.
 COMPARED_SCENARIOS = ("single-stream", "multi-stream")
@@ -147,13 +148,17 @@ def _complete(result: dict[str, Any]) -> bool:
     return True
 
 
+def shown_threads(threads: int) -> str:
+    """As "2 threads"; 0 is one per available core."""
+    return f"{threads} {plural(threads, 'thread')}" if threads else "all cores"
+
+
 def shown_settings(asked: dict[str, Any]) -> str:
     """As "bottle, cpu, 2 threads, mask, batch 8"; what is as by default is left out."""
-    threads = asked["threads"]
     parts = [
         asked["bundle"],
         asked["provider"],
-        f"{threads} thread{'s' if threads != 1 else ''}" if threads else "all cores",
+        shown_threads(asked["threads"]),
         *([asked["precision"]] if asked["precision"] != "bundle" else []),
         asked["exactness"],
         *([f"batch {asked['batch']}"] if asked["batch"] != 1 else []),

@@ -19,6 +19,7 @@ from pcbench.results import RESULTS_VERSION, save_result
 from pcrun.bundle.bundle import Bundle
 from pcrun.errors import PcError
 from pcrun.files import make_folder
+from pcrun.words import plural
 
 Say = Callable[[str], None]
 
@@ -171,7 +172,7 @@ def described(report: dict[str, Any]) -> str:
         summary = result["latency_ms"]
         shown.append(
             f"{content['name']} median {summary['median']:.2f} ms, p99 {summary['p99']:.2f} ms"
-            + (f" ({doubts} warning{'s' if doubts > 1 else ''})" if doubts else "")
+            + (f" ({doubts} {plural(doubts, 'warning')})" if doubts else "")
         )
     return "; ".join(shown)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pcbench.latency.cell import PAIRED_BY
-from pcbench.latency.load import Measured, NotRun, cells_of, is_latency, read_json
+from pcbench.latency.load import Measured, NotRun, cells_of, is_latency, read_json, shown_threads
 from pcrun.errors import PcError
 
 
@@ -110,7 +110,7 @@ def _again(cell: Measured) -> list[str]:
 
 def _shown(name: str, value: Any) -> str:
     if name == "threads":
-        return f"{value} thread{'s' if value != 1 else ''}" if value else "all cores"
+        return shown_threads(value)
     if name == "batch":
         return f"batch {value}"
     if name == "device_profile":

@@ -34,6 +34,7 @@ from pcrun.detector import NO_THRESHOLD, AnomalyDetector
 from pcrun.records import to_jsonable
 from pcrun.selftest import run_selftest
 from pcrun.tuning.profile import find_profile
+from pcrun.words import plural
 
 # Medians of image scores of the same parts under another camera or lamp lie within this factor.
 _SAME_PARTS = 1.25
@@ -220,7 +221,7 @@ def _require_enough(images: int, rate: float, *, allow_shortage: bool) -> None:
     needed, _ = images_needed(rate)
     if images < 2:
         raise BuildError(
-            f"{images} readable normal image{'s' if images != 1 else ''} cannot give a threshold: at least 2 "
+            f"{images} readable normal {plural(images, 'image')} cannot give a threshold: at least 2 "
             f"are needed, {needed} for a false-alarm rate of {rate:.2%}. Add images."
         )
     if images < needed and not allow_shortage:

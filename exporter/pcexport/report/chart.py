@@ -19,6 +19,7 @@ from scipy.stats import gaussian_kde
 
 from pcexport.report.format import format_l2
 from pcrun.types import Int64Array
+from pcrun.words import plural
 
 Edges: TypeAlias = npt.NDArray[np.float64]
 
@@ -208,7 +209,7 @@ class _Chart:
         if self.shape.box:
             self._draw_density(base, scores, int(counts.max()))
             self._draw_box(base, scores)
-        self._write_name(base, name, f"{len(scores):,} image{'s' if len(scores) != 1 else ''}")
+        self._write_name(base, name, f"{len(scores):,} {plural(len(scores), 'image')}")
 
     def _draw_density(self, base: float, scores: Sequence[float], tallest: int) -> None:
         """Gaussian kernels, in the units of the bars: expected images per bin."""

@@ -18,6 +18,7 @@ from pcrun.commands.tables import show, table_of
 from pcrun.detector import missing_limit
 from pcrun.errors import SourceError
 from pcrun.files import make_folder, write_file
+from pcrun.words import plural
 
 _COLUMNS = ("median", "mean", "p90", "p95", "p99", "max")
 
@@ -95,7 +96,7 @@ def described(report: dict[str, Any]) -> list[Table | str]:
     ]
     for content in report["contents"]:
         images = content["images"]
-        parts.append(f"\n{content['name']} ({images:,} image{'' if images == 1 else 's'})")
+        parts.append(f"\n{content['name']} ({images:,} {plural(images, 'image')})")
         for name, result in content["scenarios"].items():
             parts += _scenario(name, result)
     if "cold_start_s" in report:

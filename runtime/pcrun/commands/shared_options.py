@@ -38,6 +38,30 @@ def json_option(what: str) -> Callable[[_Command], _Command]:
     return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
 
 
+def duration_option(what: str, *, most_s: float | None = None) -> Callable[[_Command], _Command]:
+    """`--duration` of a measurement."""
+    return click.option(
+        "--duration",
+        "duration_s",
+        type=click.FloatRange(0, most_s),
+        default=10.0,
+        show_default=True,
+        metavar="S",
+        help=f"Seconds that {what} lasts, at least.",
+    )
+
+
+def queries_option(what: str) -> Callable[[_Command], _Command]:
+    """`--queries` of a measurement."""
+    return click.option(
+        "--queries",
+        type=click.IntRange(1),
+        default=100,
+        show_default=True,
+        help=f"Queries of {what}, at least.",
+    )
+
+
 def threads_option(
     text: str = "Threads to use; 0 is one per available core.",
 ) -> Callable[[_Command], _Command]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pcrun.sinks.record import VERDICT_ERROR, VERDICTS
+from pcrun.words import plural
 
 if TYPE_CHECKING:
     from pcrun.pipeline.pipeline import Verdict
@@ -48,4 +49,4 @@ def counted(counts: Mapping[str, int]) -> str:
     """Verdicts by name, in words."""
     listed = ", ".join(f"{counts[x]:,} {x}" for x in VERDICTS if counts[x] or x != VERDICT_ERROR)
     total = sum(counts.values())
-    return f"{total:,} frame{'' if total == 1 else 's'}: {listed}"
+    return f"{total:,} {plural(total, 'frame')}: {listed}"
