@@ -103,13 +103,15 @@ def _model(request: Request) -> Any:
     manifest = request.manifest()
     _require_alike(manifest)
     try:
-        import torch
         from anomalib.models import Patchcore
     except ImportError as error:
         raise Absent(
             f"anomalib cannot be imported ({error}). It has an environment of its own; {_README} says how to "
             "make one."
         ) from error
+    # After anomalib, which needs it: where that is absent, nobody waits seconds for torch.
+    import torch
+
     spec, scoring = manifest.embedding, manifest.scoring
     try:
         model = Patchcore(
