@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pcbench.latency.load import Measured, NotRun, cells_of
+from pcbench.latency.load import Measured, NotRun, cells_of, shown_threads
 from pcbench.peers.table import absent_titles, difference, ours_line
 from pcbench.results import load_results
 from pcrun.commands.options import EXACTNESS_LEVELS
 from pcrun.errors import PcError
-from pcrun.words import plural
 
 BEGIN = "<!-- figures: `pcbench readme` writes what stands between these two lines -->"
 END = "<!-- end of figures -->"
@@ -152,8 +151,8 @@ def _latency_table(results: list[dict[str, Any]], device: Device) -> str:
     heads = (
         "network, precision",
         "memory bank",
-        *(f"{level}, {threads[-1]} threads" for level in levels),
-        *(f"mask, {count} {plural(count, 'thread')}" for count in threads[:-1]),
+        *(f"{level}, {shown_threads(threads[-1])}" for level in levels),
+        *(f"mask, {shown_threads(count)}" for count in threads[:-1]),
         "p99 of mask",
     )
     rows = _head(heads)
@@ -232,7 +231,9 @@ def _embedder_table(result: dict[str, Any], device: Device) -> str:
             f"| {row['backbone']}, {row['precision']}, {row['dim']}-d | {row['provider']} | "
             f"{row['median_ms']:.1f} | {row['p90_ms']:.1f} | {row['of_fp32']:.2f} | {auroc} |"
         )
-    note = f"{result['name']}, {result['images']} images, {result['threads']} threads, measured in turns."
+    note = (
+        f"{result['name']}, {result['images']} images, {shown_threads(result['threads'])}, measured in turns."
+    )
     return _with_note(rows, f"{note} {device(result)}")
 
 

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from pcbench.peers.contenders import CONTENDERS
 from pcrun.commands.tables import table_of
+from pcrun.words import plural
 
 
 def described(result: dict[str, Any]) -> list[Table | str]:
@@ -38,7 +39,7 @@ def ours_line(result: dict[str, Any]) -> str:
     return (
         f"pcrun: {settings['provider']} {settings['precision']}, {settings['search']} search, exactness "
         f"{ours['exactness']}, {'with' if ours['device_profile'] else 'no'} device profile, "
-        f"{result['threads']} threads"
+        f"{result['threads']} {plural(result['threads'], 'thread')}"
     )
 
 
