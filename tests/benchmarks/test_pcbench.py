@@ -31,16 +31,7 @@ def pictures(tmp_path: Path) -> Path:
 def test_build_records_time_memory_and_the_manifest(tmp_path: Path) -> None:
     generate_parts(tmp_path / "parts", train=6, test_good=1, test_per_defect=1, size_px=128)
     output = tmp_path / "out" / "build.json"
-    flags = [
-        "--backbone",
-        "edge-s",
-        "--image-size",
-        "64",
-        "--calibration",
-        "none",
-        "--no-evaluate",
-        "--no-tune",
-    ]
+    flags = ["--backbone=edge-s", "--image-size=64", "--calibration=none", "--no-evaluate", "--no-tune"]
     assert main(["build", str(tmp_path / "parts"), "--name", "parts", "-o", str(output), "--", *flags]) == 0
     result = json.loads(output.read_text())
     assert result["kind"] == "build"

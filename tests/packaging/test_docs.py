@@ -322,7 +322,10 @@ def test_documented_recipes_are_the_installed_ones() -> None:
 def test_example_recipe_loads(tmp_path: Path) -> None:
     (recipe,) = code_blocks(CLI_PAGE.read_text(encoding="utf-8"), "yaml")
     (tmp_path / "line3.yaml").write_text(recipe, encoding="utf-8")
-    importlib.import_module("pcexport.config").load_config(str(tmp_path / "line3.yaml"), {})
+    config = importlib.import_module("pcexport.config").load_config(str(tmp_path / "line3.yaml"), {})
+    written = dict(line.split("  #")[0].split(": ") for line in recipe.splitlines() if ": " in line)
+    for key in ("backbone", "coreset_ratio", "false_alarm_rate"):
+        assert str(getattr(config, key)) == written[key]
 
 
 FIELD_TYPES = ("text", "number", "integer", "list", "table")

@@ -43,7 +43,10 @@ def test_file_may_lack_unused_layers_and_batch_counters_and_hold_foreign_names(t
         k: v for k, v in small_state().items() if "num_batches" not in k and not k.startswith("features.9")
     }
     state = {k: v for k, v in state.items() if not k.startswith("classifier")}
-    load("mobilenet_v3_small", weights=saved(tmp_path / "w.pth", {**state, "ema.decay": torch.ones(1)}))
+    path = saved(tmp_path / "w.pth", {**state, "ema.decay": torch.ones(1)})
+    x = images(1, 3, 64, 96)
+    found = load("mobilenet_v3_small", weights=path).extractor(x)
+    torch.testing.assert_close(found, load("mobilenet_v3_small", seed=5).extractor(x), rtol=0, atol=0)
 
 
 def test_all_missing_and_misshapen_used_parameters_are_in_one_error(tmp_path: Path) -> None:
