@@ -27,6 +27,7 @@ from pcrun.commands.shared_options import (
 )
 from pcrun.commands.support import HELP_SETTINGS, debug_option, print_json, run_command
 from pcrun.errors import PcError
+from pcrun.words import plural
 
 _RESULTS = Path("benchmarks/results")
 
@@ -268,7 +269,8 @@ def report(results: tuple[Path, ...], title: str, output: Path) -> int:
     found = write_report(results, output, title)
     for reason in found.left_out:
         say(f"left out: {reason}")
-    print(f"{output}: {len(found.cells)} measurements, {len(found.not_run)} could not run")
+    measured = len(found.cells)
+    print(f"{output}: {measured} {plural(measured, 'measurement')}, {len(found.not_run)} could not run")
     return 0
 
 

@@ -7,6 +7,7 @@ from rich.table import Table
 from pcbench.compare.pairs import FASTER, SLOWER, UNKNOWN, Compared, Pair
 from pcbench.compare.statistics import CONFIDENCE
 from pcrun.commands.tables import table_of
+from pcrun.words import plural
 
 _COLUMNS = ("pair", "old ms", "new ms", "change", "95 % interval", "p", "old p99", "new p99", "verdict")
 # A larger ratio is no percentage that anybody reads.
@@ -29,7 +30,8 @@ def described(compared: Compared) -> list[Table | str]:
     counts = {
         word: sum(pair.verdict == word for pair in compared.pairs) for word in (SLOWER, FASTER, UNKNOWN)
     }
-    summed = f"{len(compared.pairs)} pairs: {counts[SLOWER]} slower, {counts[FASTER]} faster"
+    pairs = len(compared.pairs)
+    summed = f"{pairs} {plural(pairs, 'pair')}: {counts[SLOWER]} slower, {counts[FASTER]} faster"
     if counts[UNKNOWN]:
         summed += f", {counts[UNKNOWN]} too uncertain to tell (measure longer, or with more --runs)"
     return [table, *lines, summed]
